@@ -1,0 +1,1 @@
+"""What a trained model can do, measured with intervals: one task, one file."""
