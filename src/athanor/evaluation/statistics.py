@@ -2,13 +2,14 @@
 
 Which interval, and why:
 
-* proportions (every value 0 or 1): Wilson's score interval (Wilson 1927). Near 0 and 1, where a weak or a finished model
-  lives, the bootstrap collapses to a point and covers far less than it says.
-* means and ratios of sums: bootstrap over items, bias-corrected and accelerated (BCa, Efron 1987), because losses by document
-  and rewards are skewed and the percentile interval then sits off centre. Above `BCA_LIMIT` items the percentile interval:
-  the two agree to O(1/n) there and BCa's jackknife costs n^2.
-* differences between two models: bootstrap over *pairs* (the same items under both models), which drops the variance that the
-  items share. Where all pairs of 0/1 values agree it would have no width; then Bonett and Price's (2012) interval.
+* proportions (every value 0 or 1): Wilson's score interval (Wilson 1927). Near 0 and 1, where a weak or a finished
+  model lives, the bootstrap collapses to a point and covers far less than it says.
+* means and ratios of sums: bootstrap over items, bias-corrected and accelerated (BCa, Efron 1987), because losses by
+  document and rewards are skewed and the percentile interval then sits off centre. Above `BCA_LIMIT` items the
+  percentile interval: the two agree to O(1/n) there and BCa's jackknife costs n^2.
+* differences between two models: bootstrap over *pairs* (the same items under both models), which drops the variance
+  that the items share. Where all pairs of 0/1 values agree it would have no width; then the interval of Bonett and
+  Price (2012).
 
 All randomness is seeded: the same values give the same interval.
 """
@@ -50,8 +51,8 @@ def wilson(successes: float, n: int, *, level: float = 0.95) -> Interval:
 def bootstrap(values, weights=None, *, level: float = 0.95, seed: int = 0) -> Interval:
     """Bootstrap interval over items of mean(values), or with weights of sum(values) / sum(weights).
 
-    With weights the items are clusters: per-document sums of nats over per-document counts of tokens give the loss a token
-    with an interval that respects that tokens of one document are not independent.
+    With weights the items are clusters: sums of nats by document over counts of tokens by document give the loss a
+    token, with an interval that respects that tokens of one document are not independent.
 
     Args:
         values: one number an item [N].
@@ -98,7 +99,7 @@ def bootstrap(values, weights=None, *, level: float = 0.95, seed: int = 0) -> In
 
 
 def interval(values, weights=None, *, level: float = 0.95) -> Interval:
-    """The interval this module recommends: Wilson where all values are 0 or 1 and there are no weights, else the bootstrap."""
+    """Wilson's interval where all values are 0 or 1 and there are no weights, else the bootstrap."""
     values = np.asarray(values, dtype=np.float64)
     if weights is None and len(values) and np.isin(values, (0.0, 1.0)).all():
         return wilson(values.sum(), len(values), level=level)
@@ -116,9 +117,9 @@ def paired_difference(candidate, baseline, weights=None, *, level: float = 0.95)
     if candidate.shape != baseline.shape:
         raise ValueError(f"pairs need the same items on both sides; got {candidate.shape} and {baseline.shape}")
     difference = candidate - baseline
-    if weights is None and len(difference) > 1 and np.ptp(difference) == 0:
-        if np.isin(candidate, (0.0, 1.0)).all() and np.isin(baseline, (0.0, 1.0)).all():
-            return _bonett_price(difference, level)
+    binary = weights is None and np.isin([candidate, baseline], (0.0, 1.0)).all()
+    if binary and len(difference) > 1 and np.ptp(difference) == 0:
+        return _bonett_price(difference, level)
     return bootstrap(difference, weights, level=level)
 
 
