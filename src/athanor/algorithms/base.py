@@ -1,0 +1,176 @@
+"""What every algorithm shares: the optimizer, exact global means, per-step seeding, frozen models left out of checkpoints.
+
+Lightning averages losses over accumulated micro-batches and ranks. `loss` undoes that, so that what is minimised is the sum
+over the global batch divided by the batch's own `normalizer`, whatever the split.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from athanor.batches import IGNORED
+from athanor.functional import token_logps
+from athanor.schedules import Schedule
+
+TOKEN_FIELDS = ("tokens_BT", "chosen_BT", "rejected_BT")
+
+
+class Algorithm(LightningModule):
+    """Base class. A subclass reads: `training_step` -> `self.loss(sum, normalizer, **sums to log)`.
+
+    Args:
+        model: the network that is trained and saved.
+        optimizer: from parameter groups to an optimizer (a partial of its class).
+        schedule: from `max_steps` to a function from step to learning-rate factor (a partial of `athanor.schedules`).
+
+    `seed` and `log_every` are set by `athanor.train`.
+    """
+
+    steps_per_rollout = 1
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
+        schedule: Callable[..., Schedule],
+    ):
+        super().__init__()
+        self.model = model
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.seed, self.log_every = 0, 10
+        self.grad_norm: Tensor | None = None
+        self.frozen: list[str] = []
+        self.last_report: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._step_of_sums = -1
+
+    # --- optimisation ---------------------------------------------------------------------------------------------
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Weight decay on matrices only: not on norms, biases or embeddings."""
+        embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
+        decayed = [p for _, p in self.trainable() if p.ndim >= 2 and id(p) not in embeddings]
+        chosen = {id(p) for p in decayed}
+        rest = [p for _, p in self.trainable() if id(p) not in chosen]
+        optimizer = self.make_optimizer([{"params": decayed}, {"params": rest, "weight_decay": 0.0}])
+        schedule = LambdaLR(optimizer, self.make_schedule(max_steps=self.trainer.max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips by global norm and keeps the norm for the log."""
+        parameters = [p for _, p in self.trainable()]
+        self.grad_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"))
+
+    def freeze(self, name: str, model: nn.Module) -> None:
+        """Adds a model that is used but never trained: eval mode always, no gradients, not in checkpoints."""
+        self.frozen.append(name)
+        self.add_module(name, model.requires_grad_(False).eval())
+
+    def train(self, mode: bool = True) -> "Algorithm":
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self, name).eval()
+        return self
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        prefixes = tuple(f"{name}." for name in self.frozen)
+        if prefixes:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(prefixes)}
+            self.strict_loading = False
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = {k for k in self.state_dict() if not k.startswith(tuple(f"{name}." for name in self.frozen))}
+        missing = own - set(checkpoint["state_dict"])
+        assert not missing, f"the checkpoint lacks {sorted(missing)[:3]}"
+        self.strict_loading = not self.frozen
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Dropout's randomness is a function of (seed, micro-batch, rank), so nothing about it needs to be remembered."""
+        torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4_099 + self.global_rank)
+
+    # --- losses and metrics ---------------------------------------------------------------------------------------
+
+    def loss(self, loss_sum: Tensor, normalizer: Tensor, **sums: Tensor) -> Tensor:
+        """What `training_step` returns. Each of `sums`, divided by `normalizer` and added up over the global batch, is logged
+        as `train/<name>`; so is the loss."""
+        if self._step_of_sums != self.trainer.global_step:
+            self._sums, self._step_of_sums = {}, self.trainer.global_step
+        for name, value in {"loss": loss_sum, **sums}.items():
+            share = value.detach() / normalizer
+            self._sums[name] = self._sums[name] + share if name in self._sums else share
+        return loss_sum / normalizer * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def logs_at(self, step: int) -> bool:
+        """Whether this micro-batch has just completed an optimizer step whose metrics are due."""
+        completed = step != self._step_of_sums
+        return completed and (step % self.log_every == 0 or step in (1, self.trainer.max_steps))
+
+    def current(self, name: str) -> float | None:
+        """This rank's share of a metric of the step in progress."""
+        return float(self._sums[name]) if name in self._sums else None
+
+    def tokens(self, batch: Any) -> int:
+        """Tokens of this rank's micro-batch, padding included."""
+        return sum(x.numel() for name, x in batch._asdict().items() if name in TOKEN_FIELDS)
+
+    @property
+    def flops_per_token(self) -> float:
+        return self.model.flops_per_token(self.trainer.datamodule.typical_length)  # type: ignore[attr-defined, operator]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not self.logs_at(self.trainer.global_step):
+            return
+        metrics = {f"train/{k}": float(self.trainer.strategy.reduce(v, reduce_op="sum")) for k, v in self._sums.items()}
+        if self.grad_norm is not None:
+            metrics["train/grad_norm"] = float(self.grad_norm)
+        schedule = self.lr_schedulers()
+        metrics["train/lr"] = float(schedule.get_last_lr()[0])  # type: ignore[union-attr]
+        self.report(metrics)
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Sends metrics to every logger, at the current optimizer step."""
+        self.last_report |= metrics
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
+
+    def validated(self, count: Tensor, **sums: Tensor) -> None:
+        """Adds to the validation means: after all batches and ranks, `validation/<name>` = sum of sums / sum of counts."""
+        for name, value in sums.items():
+            old = self._validation.setdefault(name, torch.zeros(2, dtype=torch.float64, device=count.device))
+            old += torch.stack((value.detach().double(), count.double()))
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation: dict[str, Tensor] = {}
+
+    def on_validation_epoch_end(self) -> None:
+        if not self._validation:
+            return
+        metrics = {}
+        for name, total in self._validation.items():
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+            metrics[f"validation/{name}"] = float(total[0] / total[1].clamp(min=1))
+        self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
+        if not self.trainer.sanity_checking:
+            self.report(metrics)
+
+
+def response_logps(model: nn.Module, tokens_BT: Tensor, labels_BT: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """log p(label) of each labelled position, float32 [B, T], 0 elsewhere; logits are made for labelled positions only."""
+    hidden_BTD = model.hidden_states(tokens_BT)  # type: ignore[operator]
+    mask_BT = labels_BT != IGNORED
+    logits_NV = model.logits(hidden_BTD[mask_BT]).float()  # type: ignore[operator]
+    logps_N = token_logps(logits_NV / temperature if temperature != 1 else logits_NV, labels_BT[mask_BT])
+    return torch.zeros(labels_BT.shape, device=logps_N.device).masked_scatter(mask_BT, logps_N)

@@ -1,0 +1,242 @@
+"""Proximal policy optimisation of a language model against a reward model.
+
+Schulman et al. 2017 (arXiv:1707.06347) in the form of Ziegler et al. 2019 (arXiv:1909.08593) and Ouyang et al. 2022
+(arXiv:2203.02155): the reward of a token is -coefficient * KL to the reference, and the last token adds the reward model's score.
+
+Shapes: R responses of a rollout (over all ranks), B rows of a micro-batch, T columns of prompt and response, padded on the right.
+Position t predicts token t + 1; whatever belongs to a response token stands at the position that predicts it.
+
+A rollout is collected inside the training step that begins it, gathered on every rank, and kept in the checkpoint: minibatches
+are then the same for every world size, and a run interrupted between two rollouts' beginnings resumes exactly. (One rollout
+as one Lightning epoch would tie the rollout to the loader, which prefetches: the next one would be sampled a step early.)
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from athanor.algorithms.base import Algorithm, response_logps
+from athanor.batches import IGNORED, PromptBatch
+from athanor.data.order import order
+from athanor.functional import gae, masked_mean, masked_sum, masked_whiten
+from athanor.rollout import Responses, sample, uniforms
+
+
+def clipped_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, clip: float) -> Tensor:
+    """-min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A) of each token, ratio = exp(logps - old_logps) (PPO eq. 7)."""
+    ratio = torch.exp(logps - old_logps)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> Tensor:
+    """max((V - R)^2, (clamp(V, old - clip, old + clip) - R)^2) / 2 of each token."""
+    clipped = torch.clamp(values, old_values - clip, old_values + clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def adapted_kl_coefficient(coefficient: Tensor, kl: Tensor, *, target: float, horizon: float) -> Tensor:
+    """The proportional controller of Ziegler et al. 2019 (section 2.2): coefficient * (1 + clamp(kl/target - 1, +-0.2) * horizon).
+
+    Args:
+        kl: mean KL of a response to the reference in the last rollout, nats.
+        horizon: gain of one rollout, in (0, 1].
+    """
+    return coefficient * (1 + (kl / target - 1).clamp(-0.2, 0.2) * horizon)
+
+
+class Rollout(NamedTuple):
+    tokens_RT: Tensor
+    labels_RT: Tensor  # the response token that position t predicts, else IGNORED
+    logps_RT: Tensor  # under the policy that sampled
+    values_RT: Tensor
+    advantages_RT: Tensor
+    returns_RT: Tensor
+
+
+class PPO(Algorithm):
+    """Trains the policy `model` and the critic `value` against `reward`, near `reference`.
+
+    Args:
+        reference: the frozen start of the policy, from its own run.
+        reward: frozen; `reward(tokens_BT, lengths_B) -> [B]` is its method `reward`.
+        value: critic, usually the reward model's own weights (Ouyang et al. 2022, appendix C.4).
+        tokenizer: directory of the tokenizer run (for <|end|> and padding).
+        max_new_tokens, temperature: of the sampled responses.
+        kl_coefficient: price of a nat; the start value when `kl_control` is "adaptive".
+        kl_target: nats a response may lie from the reference, held by the adaptive controller.
+        unfinished_penalty: subtracted from the score of a response cut off without <|end|>.
+        whiten_rewards: scale a rollout's token rewards to unit variance, keeping their mean.
+    """
+
+    def __init__(
+        self,
+        model,
+        optimizer,
+        schedule,
+        reference: nn.Module,
+        reward: nn.Module,
+        value: nn.Module,
+        tokenizer: str,
+        max_new_tokens: int,
+        kl_coefficient: float,
+        kl_control: Literal["fixed", "adaptive"] = "adaptive",
+        kl_target: float = 1.0,
+        kl_horizon: float = 0.5,
+        temperature: float = 1.0,
+        clip: float = 0.2,
+        value_clip: float = 0.2,
+        value_weight: float = 0.5,
+        gamma: float = 1.0,
+        lam: float = 0.95,
+        whiten_rewards: bool = False,
+        unfinished_penalty: float = 1.0,
+    ):
+        from athanor.corpus.tokenizer import Tokenizer
+        from athanor.data.chat import END
+
+        super().__init__(model, optimizer, schedule)
+        if temperature <= 0:
+            raise ValueError(f"algorithm.temperature={temperature} must be positive: PPO learns from samples")
+        self.freeze("reference", reference)
+        self.freeze("reward", reward)
+        self.value = value.train()
+        text = Tokenizer(tokenizer)
+        self.stop_id, self.pad_id = text.special[END], text.pad_id
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.kl_control, self.kl_target, self.kl_horizon = kl_control, kl_target, kl_horizon
+        self.clip, self.value_clip, self.value_weight = clip, value_clip, value_weight
+        self.gamma, self.lam = gamma, lam
+        self.whiten_rewards, self.unfinished_penalty = whiten_rewards, unfinished_penalty
+        self.register_buffer("kl_coefficient", torch.tensor(float(kl_coefficient)))
+        self.rollout: Rollout | None = None
+
+    # --- collecting -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def collect(self, batch: PromptBatch) -> tuple[Rollout, dict[str, Tensor]]:
+        """Samples a response to each prompt and scores it; the rollout of all ranks together."""
+        noise_BN = uniforms([(self.seed, 0x9019, int(place)) for place in batch.samples_B], self.max_new_tokens)
+        responses = sample(
+            self.model, batch.tokens_BP, batch.lengths_B, max_new_tokens=self.max_new_tokens, stop_id=self.stop_id,
+            pad_id=self.pad_id, temperature=self.temperature, uniforms_BN=noise_BN,
+        )  # fmt: skip
+        tokens_RT, labels_RT, lengths_R = joined(batch, responses, self.pad_id)
+        self.model.eval()
+        logps_RT = response_logps(self.model, tokens_RT, labels_RT, temperature=self.temperature)
+        self.model.train()
+        self.value.eval()
+        values_RT = self.value(tokens_RT)
+        self.value.train()
+        ref_RT = response_logps(self.reference, tokens_RT, labels_RT, temperature=self.temperature)
+        scores_R = self.reward.reward(tokens_RT, lengths_R)  # type: ignore[operator, union-attr]
+        unfinished_R = ~responses.stopped_B
+        scores_R = scores_R - self.unfinished_penalty * unfinished_R
+        tokens_RT, labels_RT, logps_RT, values_RT, ref_RT = (
+            self.everyone(x) for x in (tokens_RT, labels_RT, logps_RT, values_RT, ref_RT)
+        )
+        scores_R, unfinished_R = self.everyone(scores_R), self.everyone(unfinished_R.float())
+
+        mask_RT = labels_RT != IGNORED
+        kl_RT = logps_RT - ref_RT
+        last_RT = mask_RT & (mask_RT.flip(-1).cumsum(-1).flip(-1) == 1)
+        rewards_RT = -self.kl_coefficient * kl_RT + torch.where(last_RT, scores_R[:, None], 0.0)
+        if self.whiten_rewards:
+            rewards_RT = masked_whiten(rewards_RT, mask_RT, shift_mean=False)
+        advantages_RT, returns_RT = gae(rewards_RT, values_RT, mask_RT, gamma=self.gamma, lam=self.lam)
+        advantages_RT = masked_whiten(advantages_RT, mask_RT)
+        metrics = {
+            "reward": scores_R.mean(),
+            "kl": masked_sum(kl_RT, mask_RT) / len(scores_R),
+            "kl_coefficient": self.kl_coefficient.clone(),
+            "response_tokens": mask_RT.sum() / len(scores_R),
+            "unfinished": unfinished_R.mean(),
+            "value_error": masked_mean((values_RT - returns_RT) ** 2, mask_RT),
+        }
+        return Rollout(tokens_RT, labels_RT, logps_RT, values_RT, advantages_RT, returns_RT), metrics
+
+    def everyone(self, x: Tensor) -> Tensor:
+        """The rows of all ranks, in rank order."""
+        return self.all_gather(x).flatten(0, 1) if self.trainer.world_size > 1 else x
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        if len(batch.lengths_B):
+            self.rollout, metrics = self.collect(batch)
+            if self.kl_control == "adaptive":
+                self.kl_coefficient = adapted_kl_coefficient(
+                    self.kl_coefficient, metrics["kl"], target=self.kl_target, horizon=self.kl_horizon
+                )
+            self.report({f"ppo/{name}": float(value) for name, value in metrics.items()})
+        assert self.rollout is not None, "a run begins with a rollout"
+        rows, normalizer = self.minibatch(batch_idx)
+        tokens_BT, labels_BT, old_logps_BT, old_values_BT, advantages_BT, returns_BT = (x[rows] for x in self.rollout)
+        mask_BT = labels_BT != IGNORED
+        logps_BT = response_logps(self.model, tokens_BT, labels_BT, temperature=self.temperature)
+        values_BT = self.value(tokens_BT)
+        policy = masked_sum(clipped_policy_loss(logps_BT, old_logps_BT, advantages_BT, clip=self.clip), mask_BT)
+        value = masked_sum(clipped_value_loss(values_BT, old_values_BT, returns_BT, clip=self.value_clip), mask_BT)
+        clipped = ((logps_BT - old_logps_BT).exp() - 1).abs() > self.clip
+        return self.loss(
+            policy + self.value_weight * value, normalizer,
+            policy_loss=policy, value_loss=value, clip_fraction=masked_sum(clipped.float(), mask_BT),
+            update_kl=masked_sum(old_logps_BT - logps_BT, mask_BT),
+        )  # fmt: skip
+
+    def tokens(self, batch: PromptBatch) -> int:
+        assert self.rollout is not None
+        return self.trainer.datamodule.plan.micro * self.rollout.tokens_RT.shape[1]  # type: ignore[attr-defined]
+
+    def minibatch(self, micro_batch: int) -> tuple[Tensor, Tensor]:
+        """This rank's rows of the rollout for a micro-batch, and the response tokens of its global minibatch."""
+        assert self.rollout is not None
+        plan = self.trainer.datamodule.plan  # type: ignore[attr-defined]
+        step, part = divmod(micro_batch, plan.accumulation)
+        size, count = plan.global_batch_size, len(self.rollout.tokens_RT)
+        pass_, within = divmod(step, count // size)
+        rows = order(plan.seed + 1, count, pass_ * count + within * size, pass_ * count + (within + 1) * size)
+        mine = plan.rank * plan.per_rank + part * plan.micro
+        device = self.rollout.labels_RT.device
+        normalizer = (self.rollout.labels_RT[torch.from_numpy(rows).to(device)] != IGNORED).sum()
+        return torch.from_numpy(rows[mine : mine + plan.micro]).to(device), normalizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.rollout is not None:
+            checkpoint["rollout"] = self.rollout._asdict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if "rollout" in checkpoint:
+            self.rollout = Rollout(**{name: x.to(self.device) for name, x in checkpoint["rollout"].items()})
+
+    # --- validation -------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Greedy answers to held-out prompts: their score, and their distance to the reference in nats a response."""
+        responses = sample(
+            self.model, batch.tokens_BP, batch.lengths_B, max_new_tokens=self.max_new_tokens, stop_id=self.stop_id,
+            pad_id=self.pad_id,
+        )  # fmt: skip
+        tokens_BT, labels_BT, lengths_B = joined(batch, responses, self.pad_id)
+        scores_B = self.reward.reward(tokens_BT, lengths_B)  # type: ignore[operator, union-attr]
+        logps_BT = response_logps(self.model, tokens_BT, labels_BT)
+        ref_BT = response_logps(self.reference, tokens_BT, labels_BT)
+        self.validated(lengths_B.new_tensor(len(lengths_B)), reward=scores_B.sum(), kl=(logps_BT - ref_BT).sum())
+
+
+def joined(batch: PromptBatch, responses: Responses, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt and response in one row from column 0: tokens_BT, labels_BT of the response, lengths_B.
+
+    T = `longest` prompt of the data + new tokens, the same on every rank.
+    """
+    rows, new = responses.tokens_BN.shape
+    columns = torch.arange(int(batch.longest) + new, device=batch.tokens_BP.device)[None]
+    prompt_B1, response_B1 = batch.lengths_B[:, None], responses.lengths_B[:, None]
+    both = torch.cat((batch.tokens_BP, responses.tokens_BN), dim=1)
+    source = (columns + (batch.tokens_BP.shape[1] - prompt_B1)).clamp(max=both.shape[1] - 1)
+    tokens_BT = torch.where(columns < prompt_B1 + response_B1, both.gather(1, source), pad_id)
+    following_BT = torch.cat((tokens_BT[:, 1:], tokens_BT.new_full((rows, 1), pad_id)), dim=1)
+    answered = (columns >= prompt_B1 - 1) & (columns < prompt_B1 + response_B1 - 1)
+    return tokens_BT, torch.where(answered, following_BT, IGNORED), (prompt_B1 + response_B1).squeeze(1)

@@ -1,0 +1,58 @@
+"""Reward modelling: a score for a whole answer, fitted to pairwise preferences.
+
+The Bradley-Terry model as in Ouyang et al. 2022 (arXiv:2203.02155, eq. 1) with one pair a prompt.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from athanor.algorithms.base import Algorithm
+from athanor.batches import PreferenceBatch
+
+
+def bradley_terry_loss(chosen_B: Tensor, rejected_B: Tensor, *, margin: float = 0.0) -> Tensor:
+    """-log sigmoid(chosen - rejected - margin) of each pair; float32 [B], nats, unreduced. log 2 for equal scores."""
+    return -F.logsigmoid(chosen_B - rejected_B - margin)
+
+
+def pair_accuracy(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
+    """1 where the chosen answer scores higher, 1/2 for a tie, else 0; float32 [B]."""
+    return (chosen_B > rejected_B).float() + 0.5 * (chosen_B == rejected_B).float()
+
+
+class RewardModeling(Algorithm):
+    """Trains an `athanor.models.heads.ScalarModel`.
+
+    Args:
+        center_weight: weight of (chosen + rejected)^2, which keeps scores near zero mean (Eisenstein et al. 2023,
+            arXiv:2312.09244, section 4).
+    """
+
+    def __init__(self, model, optimizer, schedule, center_weight: float = 0.01):
+        super().__init__(model, optimizer, schedule)
+        self.center_weight = center_weight
+
+    def scores(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        both = (
+            torch.cat((batch.chosen_BT, batch.rejected_BT)),
+            torch.cat((batch.chosen_lengths_B, batch.rejected_lengths_B)),
+        )
+        return self.model.reward(*both).chunk(2)  # type: ignore[operator]
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        chosen_B, rejected_B = self.scores(batch)
+        loss_B = bradley_terry_loss(chosen_B, rejected_B) + self.center_weight * (chosen_B + rejected_B) ** 2
+        return self.loss(
+            loss_B.sum(), batch.normalizer,
+            accuracy=pair_accuracy(chosen_B, rejected_B).sum(), margin=(chosen_B - rejected_B).sum(),
+        )  # fmt: skip
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        chosen_B, rejected_B = self.scores(batch)
+        self.validated(
+            batch.chosen_lengths_B.new_tensor(len(chosen_B)),
+            loss=bradley_terry_loss(chosen_B, rejected_B).sum(),
+            accuracy=pair_accuracy(chosen_B, rejected_B).sum(),
+            margin=(chosen_B - rejected_B).sum(),
+        )

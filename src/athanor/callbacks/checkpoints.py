@@ -1,0 +1,77 @@
+"""Checkpoints to resume from: written under a temporary name, fsynced, checksummed, renamed; the newest sound one is used."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from athanor.errors import UserError
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:  # Python 3.10
+    sha = hashlib.sha256()
+    while block := file.read(1 << 20):
+        sha.update(block)
+    return sha.hexdigest()
+
+
+class Checkpoints(Callback):
+    """Saves every `every_n_steps` optimizer steps and keeps the last `keep`."""
+
+    def __init__(self, directory: Path, every_n_steps: int, keep: int = 2):
+        if every_n_steps < 1 or keep < 1:
+            raise UserError("checkpoint.every_n_steps and checkpoint.keep must be at least 1.")
+        self.directory, self.every_n_steps, self.keep = directory, every_n_steps, keep
+        self.saved_at = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saved_at = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step > self.saved_at and step % self.every_n_steps == 0 and step < trainer.max_steps:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Collective: every rank must call it at the same step."""
+        self.saved_at = trainer.global_step
+        path = self.directory / f"step-{trainer.global_step:08d}.ckpt"
+        temporary = path.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            path.with_suffix(".sha256").write_text(digest(temporary))
+            temporary.replace(path)
+            for old in sorted(self.directory.glob("step-*.ckpt"))[: -self.keep]:
+                old.unlink()
+                old.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+def newest(directory: Path) -> Path | None:
+    """The newest checkpoint whose checksum holds; a damaged one is passed over with a warning.
+
+    Raises:
+        UserError: there are checkpoints and none is sound.
+    """
+    damaged = []
+    for path in sorted(directory.glob("step-*.ckpt"), reverse=True):
+        expected = path.with_suffix(".sha256")
+        if expected.exists() and expected.read_text() == digest(path):
+            for bad in damaged:
+                rank_zero_warn(f"{bad} is damaged; resuming from {path.name} instead.")
+            return path
+        damaged.append(path)
+    if damaged:
+        raise UserError(
+            f"{damaged[0]} is damaged or cut off and there is no older checkpoint to fall back on; start again with --force."
+        )
+    return None

@@ -1,0 +1,48 @@
+"""Tokens per second, and model FLOPs utilisation where the device's peak is known; the run's progress display."""
+
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.fabric.utilities.throughput import get_available_flops
+
+from athanor.algorithms.base import Algorithm
+
+
+class Throughput(Callback):
+    """Logs `train/tokens_per_second` (all ranks, padding included) and `train/mfu` with the algorithm's metrics."""
+
+    def __init__(self, progress: Any):
+        self.progress = progress
+        self.tokens, self.since, self.shown = 0, 0.0, 0.0
+        self.peak: int | None = None
+
+    def on_train_start(self, trainer: Trainer, algorithm: Algorithm) -> None:  # type: ignore[override]
+        device = algorithm.device
+        if device.type == "cuda":
+            low = "16" in str(trainer.precision)
+            self.peak = get_available_flops(device, torch.bfloat16 if low else torch.float32)
+        self.tokens, self.since = 0, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, algorithm: Algorithm, outputs: Any, batch: Any, *_: Any) -> None:  # type: ignore[override]
+        self.tokens += algorithm.tokens(batch)
+        step, now = trainer.global_step, time.perf_counter()
+        if algorithm.logs_at(step):
+            rate = self.tokens * trainer.world_size / max(now - self.since, 1e-9)
+            metrics = {"train/tokens_per_second": rate}
+            if self.peak:
+                metrics["train/mfu"] = rate * algorithm.flops_per_token / (self.peak * trainer.world_size)
+            algorithm.report(metrics)
+            self.tokens, self.since = 0, now
+            self.rate = rate
+        if now - self.shown > 0.3 or step == trainer.max_steps:
+            self.shown = now
+            loss = algorithm.current("loss")
+            fields = {} if loss is None else {"loss": loss}
+            if hasattr(self, "rate"):
+                fields["tokens_per_second"] = self.rate
+            self.progress.update(step, trainer.max_steps, **fields)
+
+    def on_validation_end(self, trainer: Trainer, algorithm: Algorithm) -> None:  # type: ignore[override]
+        self.tokens, self.since = 0, time.perf_counter()  # validation is not training

@@ -1,0 +1,384 @@
+"""A generated, bilingual task family with checkable answers, at several levels of difficulty.
+
+Each *family* draws items: operands, the right answer in English and Chinese, and a plausible wrong answer of the same length (a
+dropped carry, two neighbours swapped, the neighbour in a table), so that neither length nor form gives it away. The job writes
+
+    documents.jsonl.zst     the same knowledge as running text, for pretraining (training items only)
+    sft_train, sft_validation, pairs_train, pairs_heldout, prompts_train, heldout  .jsonl
+
+An item is held out by the hash of its *content* (family and operands), never of its wording, so no held-out item appears in
+training in any template or in the other language, be it as text, conversation, pair or prompt.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from athanor.errors import UserError
+
+
+class Item(NamedTuple):
+    """One question. `content` identifies it across languages and templates."""
+
+    content: str
+    questions: dict[str, list[str]]  # language -> wordings
+    answers: dict[str, str]
+    wrong: dict[str, str]
+    statements: dict[str, list[str]]  # language -> the same fact as text
+
+
+Family = Callable[[np.random.Generator, int], Item]
+
+DAYS = {
+    "en": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
+    "zh": ["星期一", "星期二", "星期三", "星期四", "星期五", "星期六", "星期日"],
+}
+MONTHS = [
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+]  # fmt: skip
+LETTERS = list("abcdefghkmnprstuwxyz")
+COLOURS = {"en": ["red", "blue", "green", "black", "white", "gold"], "zh": ["红", "蓝", "绿", "黑", "白", "金"]}
+UNITS = [  # big unit, small unit, how many small ones in a big one
+    (("km", "千米"), ("m", "米"), 1000), (("m", "米"), ("cm", "厘米"), 100), (("cm", "厘米"), ("mm", "毫米"), 10),
+    (("kg", "千克"), ("g", "克"), 1000), (("hours", "小时"), ("minutes", "分钟"), 60),
+    (("minutes", "分钟"), ("seconds", "秒"), 60), (("weeks", "周"), ("days", "天"), 7), (("days", "天"), ("hours", "小时"), 24),
+    (("years", "年"), ("months", "个月"), 12), (("yuan", "元"), ("fen", "分"), 100),
+]  # fmt: skip
+
+
+def _near(rng: np.random.Generator, number: int, low: int = 0) -> int:
+    """A wrong number with as many digits: off by one, by ten, or with one digit changed."""
+    digits = len(str(number))
+    candidates = [number + d for d in (-1, 1, -2, 2, -10, 10, -100, 100)]
+    candidates = [c for c in candidates if c >= low and len(str(c)) == digits]
+    return int(rng.choice(candidates))
+
+
+def _both(answer: int | str, wrong: int | str) -> tuple[dict[str, str], dict[str, str]]:
+    return {"en": str(answer), "zh": str(answer)}, {"en": str(wrong), "zh": str(wrong)}
+
+
+def addition(rng: np.random.Generator, level: int) -> Item:
+    high = (10, 50, 100)[level - 1]
+    a, b = (int(x) for x in rng.integers(0, high, 2))
+    answers, wrong = _both(a + b, _near(rng, a + b))
+    return Item(
+        f"{min(a, b)}+{max(a, b)}",
+        {"en": [f"{a} + {b} = ?", f"What is {a} plus {b}?"], "zh": [f"{a} + {b} = ？", f"{a}加{b}等于多少？"]},
+        answers, wrong,
+        {"en": [f"{a} + {b} = {a + b}.", f"{a} plus {b} is {a + b}."], "zh": [f"{a} + {b} = {a + b}。", f"{a}加{b}等于{a + b}。"]},
+    )  # fmt: skip
+
+
+def subtraction(rng: np.random.Generator, level: int) -> Item:
+    high = (10, 50, 100)[level - 1]
+    b, a = sorted(int(x) for x in rng.integers(0, high, 2))
+    answers, wrong = _both(a - b, _near(rng, a - b))
+    return Item(
+        f"{a}-{b}",
+        {"en": [f"{a} - {b} = ?", f"What is {a} minus {b}?"], "zh": [f"{a} - {b} = ？", f"{a}减{b}等于多少？"]},
+        answers, wrong,
+        {"en": [f"{a} - {b} = {a - b}.", f"{a} minus {b} is {a - b}."], "zh": [f"{a} - {b} = {a - b}。", f"{a}减{b}等于{a - b}。"]},
+    )  # fmt: skip
+
+
+def comparison(rng: np.random.Generator, level: int) -> Item:
+    low, high = ((1, 10), (10, 100), (100, 1000))[level - 1]
+    a, b = (int(x) for x in rng.choice(np.arange(low, high), 2, replace=False))
+    larger = bool(rng.integers(2))
+    answer, other = (max(a, b), min(a, b)) if larger else (min(a, b), max(a, b))
+    word, character = ("larger", "大") if larger else ("smaller", "小")
+    answers, wrong = _both(answer, other)
+    return Item(
+        f"{min(a, b)}<>{max(a, b)}",
+        {"en": [f"Which is {word}, {a} or {b}?"], "zh": [f"{a}和{b}哪个{character}？"]},
+        answers, wrong,
+        {"en": [f"Of {a} and {b}, {answer} is {word}."], "zh": [f"{a}和{b}，{answer}{character}。"]},
+    )  # fmt: skip
+
+
+def counting(rng: np.random.Generator, level: int) -> Item:
+    length = int(rng.integers(*((3, 6), (5, 9), (7, 12))[level - 1]))
+    letter, *others = rng.choice(LETTERS, 3, replace=False)
+    count = int(rng.integers(1, min(length, 9) + 1))
+    row = [letter] * count + [str(x) for x in rng.choice(others, length - count)]
+    rng.shuffle(row)
+    text = " ".join(row)
+    answers, wrong = _both(count, _near(rng, count, low=1))
+    return Item(
+        f"#{letter}:{text}",
+        {"en": [f"How many {letter} in: {text}?"], "zh": [f"数一数有几个{letter}：{text}"]},
+        answers, wrong,
+        {"en": [f"{text}: {count} times {letter}."], "zh": [f"{text}：有{count}个{letter}。"]},
+    )  # fmt: skip
+
+
+def _letters(rng: np.random.Generator, level: int) -> list[str]:
+    length = int(rng.integers(*((3, 5), (4, 7), (6, 9))[level - 1]))
+    return [str(x) for x in rng.choice(LETTERS, length, replace=False)]
+
+
+def _swapped(rng: np.random.Generator, row: list[str]) -> list[str]:
+    """Two unequal neighbours change places."""
+    places = [i for i in range(len(row) - 1) if row[i] != row[i + 1]]
+    i = int(rng.choice(places))
+    return [*row[:i], row[i + 1], row[i], *row[i + 2 :]]
+
+
+def copying(rng: np.random.Generator, level: int) -> Item:
+    row = _letters(rng, level)
+    text = " ".join(row)
+    answers, wrong = _both(text, " ".join(_swapped(rng, row)))
+    return Item(
+        f"copy:{text}",
+        {"en": [f"Copy: {text}"], "zh": [f"照抄：{text}"]}, answers, wrong,
+        {"en": [f"{text}, again: {text}."], "zh": [f"{text}，再写一遍：{text}。"]},
+    )  # fmt: skip
+
+
+def reversing(rng: np.random.Generator, level: int) -> Item:
+    row = _letters(rng, level)
+    text, back = " ".join(row), " ".join(row[::-1])
+    answers, wrong = _both(back, " ".join(_swapped(rng, row[::-1])))
+    return Item(
+        f"reverse:{text}",
+        {"en": [f"Reverse: {text}"], "zh": [f"倒着写：{text}"]}, answers, wrong,
+        {"en": [f"{text}, backwards: {back}."], "zh": [f"{text}，倒过来：{back}。"]},
+    )  # fmt: skip
+
+
+def sorting(rng: np.random.Generator, level: int) -> Item:
+    length = int(rng.integers(*((3, 5), (4, 6), (5, 8))[level - 1]))
+    row = [str(x) for x in rng.choice(10, length, replace=False)]
+    ordered = sorted(row)
+    text, right = " ".join(row), " ".join(ordered)
+    answers, wrong = _both(right, " ".join(_swapped(rng, ordered)))
+    return Item(
+        f"sort:{text}",
+        {"en": [f"Sort: {text}"], "zh": [f"从小到大排列：{text}"]}, answers, wrong,
+        {"en": [f"{text}, in order: {right}."], "zh": [f"{text}，排好：{right}。"]},
+    )  # fmt: skip
+
+
+def weekday(rng: np.random.Generator, level: int) -> Item:
+    start, days = int(rng.integers(7)), int(rng.integers(1, (4, 8, 15)[level - 1]))
+    end = (start + days) % 7
+    # a wrong day whose name is as long, so that length says nothing
+    same = [i for i in range(7) if i != end and len(DAYS["en"][i]) == len(DAYS["en"][end])]
+    other = int(rng.choice(same or [i for i in range(7) if i != end]))
+    plural = "day" if days == 1 else "days"
+    en, zh = DAYS["en"], DAYS["zh"]
+    return Item(
+        f"day:{start}+{days}",
+        {"en": [f"What day is {days} {plural} after {en[start]}?"], "zh": [f"{zh[start]}过{days}天是星期几？"]},
+        {"en": en[end], "zh": zh[end]}, {"en": en[other], "zh": zh[other]},
+        {"en": [f"{days} {plural} after {en[start]} comes {en[end]}."], "zh": [f"{zh[start]}过{days}天是{zh[end]}。"]},
+    )  # fmt: skip
+
+
+def date(rng: np.random.Generator, level: int) -> Item:
+    year, month, day = int(rng.integers(1900, 2100)), int(rng.integers(1, 13)), int(rng.integers(1, 29))
+    if level == 1:
+        year = 2000 + year % 30
+    answer = f"{year}-{month:02d}-{day:02d}"
+    if rng.integers(2):
+        wrong_month = (month % 12) + 1
+        other = f"{year}-{wrong_month:02d}-{day:02d}"
+    else:
+        other = f"{year}-{month:02d}-{(day % 28) + 1:02d}"
+    english, chinese = f"{MONTHS[month - 1]} {day}, {year}", f"{year}年{month}月{day}日"
+    answers, wrong = _both(answer, other)
+    return Item(
+        f"date:{answer}",
+        {"en": [f"Write as a date: {english}"], "zh": [f"写成日期：{chinese}"]}, answers, wrong,
+        {"en": [f"{english} is {answer}."], "zh": [f"{chinese}即{answer}。"]},
+    )  # fmt: skip
+
+
+def units(rng: np.random.Generator, level: int) -> Item:
+    big, small, factor = UNITS[int(rng.integers(len(UNITS)))]
+    count = int(rng.integers(1, (6, 13, 31)[level - 1]))
+    value = count * factor
+    near = [x for x in (value + factor, value - factor, value + 1, value - 1, value + 10) if x > 0]
+    other = int(rng.choice([x for x in near if len(str(x)) == len(str(value))]))
+    answers, wrong = _both(value, other)
+    return Item(
+        f"unit:{count}{big[0]}{small[0]}",
+        {"en": [f"{count} {big[0]} = ? {small[0]}"], "zh": [f"{count}{big[1]}等于多少{small[1]}？"]}, answers, wrong,
+        {"en": [f"{count} {big[0]} is {value} {small[0]}."], "zh": [f"{count}{big[1]}等于{value}{small[1]}。"]},
+    )  # fmt: skip
+
+
+def lookup(rng: np.random.Generator, level: int) -> Item:
+    keys = [int(x) for x in rng.choice(6, (2, 3, 4)[level - 1], replace=False)]
+    values = [int(x) for x in rng.choice(np.arange(10, 100), len(keys), replace=False)]
+    asked, confused = (int(x) for x in rng.choice(len(keys), 2, replace=False))
+    answers, wrong = _both(values[asked], values[confused])
+    en = ", ".join(f"{COLOURS['en'][k]} {v}" for k, v in zip(keys, values))
+    zh = "，".join(f"{COLOURS['zh'][k]}{v}" for k, v in zip(keys, values))
+    name = keys[asked]
+    return Item(
+        f"look:{keys}{values}{asked}",
+        {"en": [f"{en}. What is {COLOURS['en'][name]}?"], "zh": [f"{zh}。{COLOURS['zh'][name]}是多少？"]}, answers, wrong,
+        {"en": [f"{en}. So {COLOURS['en'][name]} is {values[asked]}."], "zh": [f"{zh}。所以{COLOURS['zh'][name]}是{values[asked]}。"]},
+    )  # fmt: skip
+
+
+FAMILIES: dict[str, Family] = {
+    f.__name__: f
+    for f in (addition, subtraction, comparison, counting, copying, reversing, sorting, weekday, date, units, lookup)
+}
+LANGUAGES = ("en", "zh")
+
+
+def is_held_out(family: str, content: str, fraction: float) -> bool:
+    digest = hashlib.sha256(f"{family}:{content}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+class GenerateTasks:
+    """The job.
+
+    Args:
+        families: names from `FAMILIES`; all by default.
+        levels: difficulties, 1 (easy) to 3.
+        held_out_fraction: of the contents of each family.
+        documents: pretraining documents to write, each of `statements` statements in one language.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        families: list[str] | None = None,
+        levels: list[int] | None = None,
+        held_out_fraction: float = 0.1,
+        documents: int = 4000,
+        statements: int = 12,
+        sft_train: int = 20_000,
+        sft_validation: int = 400,
+        pairs_train: int = 12_000,
+        pairs_heldout: int = 1_000,
+        prompts_train: int = 12_000,
+        heldout: int = 1_000,
+    ):
+        self.families = families or list(FAMILIES)
+        self.levels = levels or [1, 2, 3]
+        unknown = sorted(set(self.families) - set(FAMILIES))
+        if unknown:
+            raise UserError(f"No task family is called {unknown}; there are {sorted(FAMILIES)}.")
+        if not set(self.levels) <= {1, 2, 3}:
+            raise UserError(f"job.levels={self.levels}: levels are 1, 2 and 3.")
+        self.seed, self.held_out_fraction = seed, held_out_fraction
+        self.documents, self.statements = documents, statements
+        self.counts = {
+            "sft_train": sft_train, "sft_validation": sft_validation, "pairs_train": pairs_train,
+            "pairs_heldout": pairs_heldout, "prompts_train": prompts_train, "heldout": heldout,
+        }  # fmt: skip
+
+    def items(self, stream: str, held_out: bool) -> Iterator[tuple[str, int, str, Item, np.random.Generator]]:
+        """Endless (family, level, language, item, rng), families and languages in turn, levels and contents at random."""
+        rng = np.random.default_rng([self.seed, *stream.encode()])
+        turn = 0
+        while True:
+            family = self.families[turn % len(self.families)]
+            language = LANGUAGES[(turn // len(self.families)) % 2]
+            level = int(rng.choice(self.levels))
+            item = FAMILIES[family](rng, level)
+            if is_held_out(family, item.content, self.held_out_fraction) == held_out:
+                turn += 1
+                yield family, level, language, item, rng
+
+    def records(self, stream: str, count: int, held_out: bool) -> Iterator[dict[str, Any]]:
+        """Held-out streams hold each question once; training streams may repeat the small families."""
+        seen: Counter[str] = Counter()
+        misses = 0
+        for family, level, language, item, rng in self.items(stream, held_out):
+            if count == 0:
+                return
+            question = str(rng.choice(item.questions[language]))
+            if held_out and seen[question]:
+                misses += 1
+                if misses > 1000 * len(self.families):
+                    raise UserError(f"There are fewer than {sum(seen.values()) + count} held-out items; ask for fewer.")
+                continue
+            seen[question] += 1
+            count -= 1
+            record = {"id": f"{stream}-{sum(seen.values())}", "family": family, "language": language, "level": level}
+            answer = item.answers[language]
+            if stream.startswith("sft"):
+                turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+                yield {**record, "messages": turns, "answer": answer}
+            elif stream.startswith("pairs"):
+                yield {
+                    **record,
+                    "prompt": question,
+                    "chosen": answer,
+                    "rejected": item.wrong[language],
+                    "answer": answer,
+                }
+            else:
+                yield {**record, "prompt": question, "answer": answer}
+
+    def text(self) -> Iterator[dict[str, Any]]:
+        """Documents of statements in one language, from training items only."""
+        source = {language: self._statements(language) for language in LANGUAGES}
+        for number in range(self.documents):
+            language = LANGUAGES[number % 2]
+            lines = [next(source[language]) for _ in range(self.statements)]
+            yield {
+                "id": f"tasks-{number}", "text": "\n".join(lines), "source": "tasks", "language": language, "meta": {},
+            }  # fmt: skip
+
+    def _statements(self, language: str) -> Iterator[str]:
+        for _, _, _, item, rng in self.items(f"text-{language}", held_out=False):
+            yield str(rng.choice(item.statements[language]))
+
+    def run(self, run: Any) -> dict[str, float]:
+        from athanor.corpus.documents import Document, write_documents
+
+        done, total = 0, sum(self.counts.values()) + self.documents
+        for stream, count in self.counts.items():
+            held_out = stream in ("sft_validation", "pairs_heldout", "heldout")
+            with run.temporary(f"{stream}.jsonl") as path, Path(path).open("w", encoding="utf-8") as file:
+                for record in self.records(stream, count, held_out):
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            done += count
+            run.progress.update(done, total)
+        with run.temporary("documents.jsonl.zst") as path:
+            write_documents(path, (Document(**d) for d in self.text()))
+        run.progress.update(total, total)
+        return {**{k: float(v) for k, v in self.counts.items()}, "documents": float(self.documents)}
+
+
+class CheckerReward(nn.Module):
+    """The answer's own checker as a reward for PPO, to compare with a learned one: 1 for the right answer, else 0.
+
+    Args:
+        files: prompts with answers (`prompts_train.jsonl`, `heldout.jsonl`).
+        tokenizer: directory of the tokenizer run.
+    """
+
+    def __init__(self, files: list[str], tokenizer: str):
+        from athanor.corpus.tokenizer import Tokenizer
+        from athanor.data.chat import END, encode_texts, render_prompts
+        from athanor.data.formats import read_records, to_prompt
+
+        super().__init__()
+        text = Tokenizer(tokenizer)
+        records = [record for _, record in read_records(files)]
+        prompts = render_prompts([to_prompt(r) for r in records], text)
+        answers = encode_texts([r["answer"] for r in records], text)
+        end = text.special[END]
+        self.right = {tuple(p) + tuple(a) + (end,) for p, a in zip(prompts, answers)}
+
+    def reward(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """float32 [B]."""
+        rows = zip(tokens_BT.tolist(), lengths_B.tolist())
+        return tokens_BT.new_tensor([tuple(row[:n]) in self.right for row, n in rows]).float()

@@ -1,0 +1,182 @@
+"""From an indexed set of samples to the micro-batches of one rank, each a pure function of its position.
+
+A data module states what a sample is and how samples make a batch. Everything about position (seed, epoch, accumulation,
+ranks, resuming) lives here, once: micro-batch m of a rank belongs to optimizer step m // accumulation, and resuming is
+starting the sampler at a later m.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from athanor.data.order import order
+from athanor.errors import UserError
+
+
+class BatchPlan(NamedTuple):
+    """How the global batch of one optimizer step is spread: ranks, and micro-batches one after the other."""
+
+    seed: int
+    max_steps: int
+    global_batch_size: int
+    world_size: int = 1
+    rank: int = 0
+    micro_batch_size: int | None = None
+    num_workers: int = 0
+
+    @property
+    def per_rank(self) -> int:
+        return self.global_batch_size // self.world_size
+
+    @property
+    def micro(self) -> int:
+        return self.micro_batch_size or self.per_rank
+
+    @property
+    def accumulation(self) -> int:
+        return self.per_rank // self.micro
+
+    def check(self) -> None:
+        """Raises UserError, naming the nearest global batch sizes that do divide."""
+        unit = self.world_size * (self.micro_batch_size or 1)
+        if self.global_batch_size % unit:
+            below, above = self.global_batch_size // unit * unit, -(-self.global_batch_size // unit) * unit
+            near = " or ".join(str(size) for size in (below, above) if size)
+            raise UserError(
+                f"global_batch_size={self.global_batch_size} does not divide into {self.world_size} devices x "
+                f"micro_batch_size {self.micro_batch_size or 1}; the nearest that do: {near}."
+            )
+
+
+class Samples(Protocol):
+    """What a data module provides for each split."""
+
+    def __len__(self) -> int: ...
+
+    def weights(self, indices: np.ndarray) -> int:
+        """Terms of the loss (labels, pairs, prompts) that these samples hold together."""
+        ...
+
+    def batch(self, indices: np.ndarray, places: np.ndarray, normalizer: int) -> Any:
+        """The NamedTuple of `athanor.batches`."""
+        ...
+
+    def prompts(self, count: int) -> list[list[int]]:
+        """Token ids of `count` prompts to show samples for."""
+        ...
+
+
+class Stream(Dataset):
+    """Micro-batch m of this rank."""
+
+    def __init__(self, samples: Samples, plan: BatchPlan):
+        self.samples, self.plan = samples, plan
+
+    def __getitem__(self, m: int) -> Any:
+        plan = self.plan
+        step, part = divmod(m, plan.accumulation)
+        first = step * plan.global_batch_size
+        indices = order(plan.seed, len(self.samples), first, first + plan.global_batch_size)
+        begin = plan.rank * plan.per_rank + part * plan.micro
+        mine = slice(begin, begin + plan.micro)
+        places = np.arange(first, first + plan.global_batch_size)[mine]
+        return self.samples.batch(indices[mine], places, self.samples.weights(indices))
+
+
+class Once(Dataset):
+    """Every sample once, in order, in batches of at most `size`; rank r takes every world_size-th batch. For validation."""
+
+    def __init__(self, samples: Samples, plan: BatchPlan, size: int):
+        self.samples, self.plan, self.size = samples, plan, size
+        self.starts = list(range(0, len(samples), size))[plan.rank :: plan.world_size]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, i: int) -> Any:
+        indices = np.arange(self.starts[i], min(self.starts[i] + self.size, len(self.samples)))
+        return self.samples.batch(indices, indices, self.samples.weights(indices))
+
+
+class Positions(Sampler[int]):
+    """start, start + 1, ... total - 1; its length is `total`, because Lightning counts the batches before `start` too."""
+
+    def __init__(self, start: int, total: int):
+        self.start, self.total = start, total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.total))
+
+
+class Data(LightningDataModule):
+    """Base of the data modules. `open(split)` gives the samples; `train.py` sets `plan` before the first loader is asked for.
+
+    Args of every data module:
+        tokenizer: directory of a tokenizer run.
+        validation_batch_size: samples of one validation batch on a device.
+        validation_samples: at most so many validation samples (the first ones; their order is fixed).
+    """
+
+    plan: BatchPlan
+
+    def __init__(self, tokenizer: str, validation_batch_size: int = 32, validation_samples: int | None = None):
+        super().__init__()
+        from athanor.corpus.tokenizer import Tokenizer
+
+        self.tokenizer_run = tokenizer
+        self.tokenizer = Tokenizer(tokenizer)
+        self.validation_batch_size, self.validation_samples = validation_batch_size, validation_samples
+
+    def open(self, split: str, context: int) -> Samples:
+        """Samples of "train" or "validation", none longer than the model's `context`."""
+        raise NotImplementedError
+
+    def attach(self, plan: BatchPlan, context: int) -> None:
+        """Opens both splits, so that every complaint about the data comes before the first step."""
+        plan.check()
+        self.plan = plan
+        self.train, self.validation = self.open("train", context), self.open("validation", context)
+        if not len(self.train):
+            raise UserError("The training split holds no samples; add data or lower data.validation_fraction.")
+
+    @property
+    def typical_length(self) -> int:
+        """Tokens of a sequence, for the arithmetic of attention."""
+        return 128
+
+    def train_dataloader(self) -> DataLoader:
+        accumulation = self.plan.accumulation
+        start = self.trainer.global_step * accumulation if self.trainer else 0
+        positions = Positions(start, self.plan.max_steps * accumulation)
+        return self._loader(self.stream(), sampler=positions)
+
+    def stream(self) -> Dataset:
+        return Stream(self.train, self.plan)
+
+    def val_dataloader(self) -> DataLoader | list:
+        if not len(self.validation):
+            return []
+        return self._loader(Once(self.validation, self.plan, self.validation_batch_size))
+
+    def _loader(self, dataset: Dataset, **arguments: Any) -> DataLoader:
+        workers = self.plan.num_workers
+        return DataLoader(
+            dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(), **arguments,
+        )  # fmt: skip
+
+
+def pad_right(rows: Sequence[np.ndarray], fill: int, length: int | None = None) -> torch.Tensor:
+    """int64 [B, T], T the longest row (or `length`)."""
+    width = length or max(len(row) for row in rows)
+    out = np.full((len(rows), width), fill, dtype=np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return torch.from_numpy(out)

@@ -1,0 +1,91 @@
+"""Pretraining rows: the corpus as one stream of tokens, cut into rows of `sequence_length`.
+
+Documents are packed without padding; attention stays within a document, positions restart with it, and the last token of a
+document has no label (the next document's first token does not follow from it).
+"""
+
+import numpy as np
+import torch
+
+from athanor.batches import IGNORED, PackedBatch
+from athanor.corpus.shards import Shards
+from athanor.data.base import Data
+from athanor.errors import UserError
+
+
+class PackedRows:
+    """Row i holds tokens [i L, i L + L) and as labels the tokens one further on."""
+
+    def __init__(self, shards: Shards, length: int, limit: int | None = None):
+        self.shards, self.length = shards, length
+        rows = (len(shards.tokens) - 1) // length
+        self.rows = min(rows, limit) if limit else rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def weights(self, indices: np.ndarray) -> int:
+        starts = indices * self.length
+        # a label is lost where the next token opens a document: offsets in (start, start + length]
+        opened = np.searchsorted(self.shards.offsets, starts + self.length, "right") - np.searchsorted(
+            self.shards.offsets, starts, "right"
+        )
+        return int(len(indices) * self.length - opened.sum())
+
+    def batch(self, indices: np.ndarray, places: np.ndarray, normalizer: int) -> PackedBatch:
+        where = indices[:, None] * self.length + np.arange(self.length + 1)
+        tokens = self.shards.tokens[where].astype(np.int64)
+        documents = np.searchsorted(self.shards.offsets, where, "right") - 1
+        starts = np.maximum(self.shards.offsets[documents], where[:, :1])
+        same = documents[:, 1:] == documents[:, :-1]
+        return PackedBatch(
+            tokens_BT=torch.from_numpy(tokens[:, :-1].copy()),
+            labels_BT=torch.from_numpy(np.where(same, tokens[:, 1:], IGNORED)),
+            documents_BT=torch.from_numpy(documents[:, :-1] - documents[:, :1]),
+            positions_BT=torch.from_numpy((where - starts)[:, :-1].copy()),
+            normalizer=torch.tensor(normalizer),
+        )
+
+    def prompts(self, count: int) -> list[list[int]]:
+        """The openings of documents, spread over the split."""
+        documents = np.linspace(0, len(self.shards.offsets) - 2, num=count, dtype=np.int64)
+        offsets = self.shards.offsets
+        return [self.shards.tokens[offsets[d] : min(offsets[d] + 16, offsets[d + 1] - 1)].tolist() for d in documents]
+
+
+class PretrainingData(Data):
+    """Token shards as packed rows.
+
+    Args:
+        shards: directory of a shards run.
+        sequence_length: tokens of a row.
+    """
+
+    def __init__(
+        self,
+        shards: str,
+        tokenizer: str,
+        sequence_length: int,
+        validation_batch_size: int = 32,
+        validation_samples: int | None = None,
+    ):
+        super().__init__(tokenizer, validation_batch_size, validation_samples)
+        self.shards, self.sequence_length = shards, sequence_length
+
+    @property
+    def typical_length(self) -> int:
+        return self.sequence_length
+
+    def open(self, split: str, context: int) -> PackedRows:
+        if self.sequence_length > context:
+            raise UserError(
+                f"data.sequence_length={self.sequence_length} exceeds the model's context of {context}; "
+                "lower it or raise model.context."
+            )
+        shards = Shards(self.shards, split)
+        if len(shards.tokens) <= self.sequence_length and split == "train":
+            raise UserError(
+                f"The corpus has {len(shards.tokens)} training tokens, fewer than one row of "
+                f"{self.sequence_length}; add documents or lower data.sequence_length."
+            )
+        return PackedRows(shards, self.sequence_length, self.validation_samples if split == "validation" else None)

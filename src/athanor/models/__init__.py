@@ -1,0 +1,46 @@
+"""Networks that know nothing of training, and the two functions that keep them in a run's directory."""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from athanor.errors import UserError
+
+WEIGHTS, ARCHITECTURE = "model.safetensors", "model.json"
+
+
+def save(model: nn.Module, directory: Path) -> None:
+    """Writes the weights (safetensors) and the constructor's arguments (JSON), each under a temporary name first."""
+    from safetensors.torch import save_model
+
+    description = {"_target_": f"{type(model).__module__}.{type(model).__qualname__}", **model.arguments}  # type: ignore[dict-item]
+    for name, write in (
+        (WEIGHTS, lambda path: save_model(model, path)),
+        (ARCHITECTURE, lambda path: Path(path).write_text(json.dumps(description, indent=1) + "\n")),
+    ):
+        temporary = directory / f".{name}.tmp"
+        write(str(temporary))
+        temporary.replace(directory / name)
+
+
+def load(run: str, dropout: float | None = None) -> nn.Module:
+    """The model that a finished training run produced, its file hashes verified; in eval mode, on the CPU, float32.
+
+    Args:
+        dropout: replaces the dropout it was trained with.
+
+    Raises:
+        UserError: no such run, not a training run, or a file that does not match the manifest.
+    """
+    from hydra.utils import instantiate
+    from safetensors.torch import load_model
+
+    from athanor.runs.store import open_run
+
+    source = open_run(run)
+    if source.manifest["kind"] != "train":
+        raise UserError(f"{run} is a {source.manifest['kind']} run and holds no model; name a training run.")
+    model = instantiate(json.loads(source.path(ARCHITECTURE).read_text()), **({} if dropout is None else {"dropout": dropout}))
+    load_model(model, str(source.path(WEIGHTS)))
+    return model.eval()

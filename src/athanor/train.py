@@ -1,0 +1,175 @@
+"""Trains one experiment: build -> fit -> save, the same for every algorithm.
+
+The experiment is composed and checked before this module is imported; here nothing is looked up in a config but the parts
+it names.
+"""
+
+import os
+import shutil
+import time
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from torch import nn
+
+from athanor import models
+from athanor.algorithms.base import Algorithm
+from athanor.callbacks.checkpoints import Checkpoints, newest
+from athanor.callbacks.run_files import RunLogger, forget_after
+from athanor.callbacks.samples import Samples
+from athanor.callbacks.throughput import Throughput
+from athanor.config import Experiment, build
+from athanor.data.base import BatchPlan, Data
+from athanor.errors import UserError
+from athanor.runs.context import RunContext
+
+
+def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
+    """Trains to `max_steps`, resuming from the newest sound checkpoint, and leaves model and tokenizer in the run.
+
+    Returns:
+        The last value of every logged metric.
+
+    Raises:
+        UserError: whatever a user can mend, before the first step: data, sizes, devices, checkpoints.
+    """
+    config = experiment.config
+    cluster = config["cluster"]
+    if cluster["threads"]:
+        torch.set_num_threads(cluster["threads"])
+    trainer = make_trainer(experiment, run)
+    plan = BatchPlan(
+        seed=config["seed"], max_steps=config["max_steps"], global_batch_size=config["global_batch_size"],
+        world_size=trainer.world_size, rank=trainer.global_rank,
+        micro_batch_size=cluster["micro_batch_size"], num_workers=cluster["num_workers"],
+    )  # fmt: skip
+    plan.check()
+    trainer.accumulate_grad_batches = plan.accumulation
+    trainer.val_check_interval = config["validate_every_n_steps"] * plan.accumulation
+
+    algorithm, data = assemble(config)
+    data.attach(plan, algorithm.model.context)  # type: ignore[arg-type]
+    if data.tokenizer.vocabulary_size > algorithm.model.vocabulary_size:  # type: ignore[operator]
+        raise UserError(
+            f"The tokenizer has {data.tokenizer.vocabulary_size} pieces but the model only "
+            f"{algorithm.model.vocabulary_size}; set model.vocabulary_size={data.tokenizer.vocabulary_size}."
+        )
+    algorithm.seed, algorithm.log_every = config["seed"], config["logger"]["every_n_steps"]
+    if cluster["compile"]:
+        algorithm.model.compile()
+
+    resumed = newest(run.directory / "checkpoints")
+    step = int(resumed.stem.removeprefix("step-")) if resumed else 0
+    if trainer.is_global_zero:
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            forget_after(run.directory / name, step)
+    started = time.perf_counter()
+    trainer.fit(algorithm, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
+    if trainer.global_step < config["max_steps"]:
+        raise KeyboardInterrupt  # Lightning swallows the signal and returns
+    algorithm.report({"train/seconds": time.perf_counter() - started})
+    finish(trainer, algorithm, data, run)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()} | algorithm.last_report
+
+
+def assemble(config: dict[str, Any]) -> tuple[Algorithm, Data]:
+    """The algorithm with its model, optimizer and schedule, and the data module; nothing is trained yet."""
+    torch.manual_seed(config["seed"])  # initial weights
+    model: nn.Module = build(config["model"])
+    algorithm: Algorithm = build(
+        config["algorithm"],
+        model=model.train(),
+        optimizer=build(config["optimizer"]),
+        schedule=build(config["schedule"]),
+    )
+    return algorithm, build(config["data"])
+
+
+def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
+    config, cluster, keep = experiment.config, experiment.config["cluster"], experiment.config["checkpoint"]
+    strategy = config["strategy"]
+    # Lightning's own SLURM handler would requeue from inside a signal handler; signals are handled at step boundaries
+    plugins = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None
+    return Trainer(
+        accelerator=cluster["accelerator"],
+        devices=cluster["devices"],
+        num_nodes=cluster["nodes"],
+        strategy=strategy if isinstance(strategy, str) else build(strategy),
+        precision=config["precision"],
+        gradient_clip_val=config["gradient_clip"],
+        max_steps=config["max_steps"],
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=loggers(experiment, run),
+        plugins=plugins,
+        callbacks=[
+            Throughput(run.progress),
+            Samples(run.directory / "samples.jsonl"),
+            Checkpoints(run.directory / "checkpoints", keep["every_n_steps"], keep["keep"]),
+        ],
+        default_root_dir=run.directory,
+    )
+
+
+def loggers(experiment: Experiment, run: RunContext) -> list[Logger]:
+    """The run's own files always; Weights & Biases (offline without a key) and TensorBoard by config."""
+    config, wanted = experiment.config, experiment.config["logger"]
+    chosen: list[Logger] = [RunLogger(run)]
+    if wanted["wandb"]:
+        from lightning.pytorch.loggers import WandbLogger
+
+        stage, _, name = experiment.name.partition("/")
+        chosen.append(
+            WandbLogger(
+                project=wanted["project"],
+                name=f"{experiment.name}/{experiment.fingerprint[:8]}",
+                id=experiment.fingerprint,
+                resume="allow",
+                group=name or stage,
+                job_type=stage,
+                tags=list(config["tags"]),
+                config={"science": experiment.science, "fingerprint": experiment.fingerprint},
+                offline="WANDB_API_KEY" not in os.environ,
+                save_dir=run.directory,
+            )
+        )
+    if wanted["tensorboard"]:
+        try:
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            chosen.append(TensorBoardLogger(run.directory, name="tensorboard", version=""))
+        except ModuleNotFoundError:
+            raise UserError("logger.tensorboard needs an extra: pip install 'athanor[tensorboard]'.") from None
+    return chosen
+
+
+def finish(trainer: Trainer, algorithm: Algorithm, data: Data, run: RunContext) -> None:
+    """Leaves the model and its tokenizer in the run's directory, and drops the checkpoints, whose work is done."""
+    trainer.strategy.barrier()
+    if not trainer.is_global_zero:
+        return
+    models.save(algorithm.model, run.directory)
+    shutil.copy(data.tokenizer.path, run.directory / "tokenizer.model")
+    shutil.rmtree(run.directory / "checkpoints", ignore_errors=True)
+    for logger in algorithm.loggers:
+        logger.finalize("success")
+    if any(type(logger).__name__ == "WandbLogger" for logger in algorithm.loggers):
+        import wandb
+
+        wandb.finish(quiet=True)
+
+
+def load_model(run: str, device: str = "cpu") -> tuple[nn.Module, Any]:
+    """(model in eval mode, tokenizer) of a finished training run, hashes verified."""
+    from athanor.corpus.tokenizer import Tokenizer
+    from athanor.runs.store import open_run
+
+    return models.load(run).to(device), Tokenizer(str(open_run(run).path("tokenizer.model")))
