@@ -66,7 +66,8 @@ def rows_of(run: RunView) -> list[dict]:
     for evaluation in run.evaluations:
         for record in evaluation.results.get("metrics") or []:
             if isinstance(record, dict) and isinstance(record.get("value"), (int, float)):
-                found.setdefault((record.get("name"), _key(record.get("slice"))), record)
+                bounds = {side: float("nan") if record.get(side) is None else record[side] for side in ("low", "high")}
+                found.setdefault((record.get("name"), _key(record.get("slice"))), record | bounds)
     return list(found.values())
 
 
