@@ -2,9 +2,10 @@
 
 Shapes: B rows of this micro-batch, T tokens, P prompt tokens.
 
-Every batch carries `normalizer`, the number of terms (valid tokens, pairs, prompts) in the *global* batch it is a part of: all
-ranks and all accumulated micro-batches together. A loss is a sum divided by it, so padding, packing, accumulation and world
-size leave the loss unchanged. It is known without communication, because the order of samples is a function of the seed.
+Every batch carries `normalizer`, the number of terms (valid tokens, pairs, prompts) in the *global* batch it is a part
+of: all ranks and all accumulated micro-batches together. A loss is a sum divided by it, so padding, packing,
+accumulation and world size leave the loss unchanged. It is known without communication, because the order of samples is
+a function of the seed.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,9 @@ IGNORED = -100
 
 
 class PackedBatch(NamedTuple):
-    """Rows of consecutive documents. `documents_BT` numbers the documents of a row; attention stays within a document."""
+    """Rows of consecutive documents. `documents_BT` numbers the documents of a row; attention stays within a
+    document.
+    """
 
     tokens_BT: Tensor
     labels_BT: Tensor  # the next token of the same document, else IGNORED
@@ -49,7 +52,9 @@ class PreferenceBatch(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-    """Prompts padded on the left, so that every response begins in the same column. No rows at all between two rollouts."""
+    """Prompts padded on the left, so that every response begins in the same column. No rows at all between two
+    rollouts.
+    """
 
     tokens_BP: Tensor
     lengths_B: Tensor

@@ -1,7 +1,7 @@
 """Mathematics used by two or more algorithms.
 
-Shapes: B rows, T tokens, V vocabulary. Log-probabilities and entropies are in nats. Nothing here averages: reductions are the
-caller's, by the global count of valid terms.
+Shapes: B rows, T tokens, V vocabulary. Log-probabilities and entropies are in nats. Nothing here averages: reductions
+are the caller's, by the global count of valid terms.
 """
 
 import math
@@ -71,15 +71,13 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
         r - 1 - log r   with   log r = ref - policy
 
-    Unbiased like `policy - ref`, never negative, of lower variance.
+    Unbiased like `policy - ref` and never negative; of lower variance where the two policies are close.
     """
     log_ratio = ref_logps - logps
     return torch.expm1(log_ratio) - log_ratio
 
 
-def gae(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, eq. 16) over right-padded responses.
 
         delta_t = r_t + gamma V_{t+1} - V_t;   A_t = delta_t + gamma lam A_{t+1};   V, A = 0 past the end.

@@ -48,8 +48,8 @@ def sample(
 ) -> Responses:
     """Continues left-padded prompts until `stop_id` or `max_new_tokens`.
 
-    Greedy at temperature 0. Otherwise token n of row b is the inverse cumulative distribution at `uniforms_BN[b, n]`, so a
-    row's randomness does not depend on the rows beside it.
+    Greedy at temperature 0. Otherwise token n of row b is the inverse cumulative distribution at `uniforms_BN[b, n]`,
+    so a row's randomness does not depend on the rows beside it.
 
     Raises:
         UserError: prompt and new tokens together exceed the model's context.
@@ -122,7 +122,9 @@ def generate(
     seed: int = 0,
     batch_size: int = 128,
 ) -> list[list[int]]:
-    """Responses to prompts of any length, in order, without the stop token. Sorted by length inside, so little is padding."""
+    """Responses to prompts of any length, in order, without the stop token. Sorted by length inside, so little is
+    padding.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     device = next(model.parameters()).device

@@ -1,7 +1,7 @@
 """Trains one experiment: build -> fit -> save, the same for every algorithm.
 
-The experiment is composed and checked before this module is imported; here nothing is looked up in a config but the parts
-it names.
+The experiment is composed and checked before this module is imported; here nothing is looked up in a config but the
+parts it names.
 """
 
 import os
@@ -25,6 +25,7 @@ from athanor.config import Experiment, build
 from athanor.data.base import BatchPlan, Data
 from athanor.errors import UserError
 from athanor.runs.context import RunContext
+from athanor.runs.store import open_run
 
 
 def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
@@ -92,7 +93,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     config, cluster, keep = experiment.config, experiment.config["cluster"], experiment.config["checkpoint"]
     strategy = config["strategy"]
     # Lightning's own SLURM handler would requeue from inside a signal handler; signals are handled at step boundaries
-    plugins = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None
+    plugins: list | None = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None
     return Trainer(
         accelerator=cluster["accelerator"],
         devices=cluster["devices"],
@@ -157,19 +158,18 @@ def finish(trainer: Trainer, algorithm: Algorithm, data: Data, run: RunContext) 
     if not trainer.is_global_zero:
         return
     models.save(algorithm.model, run.directory)
-    shutil.copy(data.tokenizer.path, run.directory / "tokenizer.model")
+    shutil.copy(open_run(data.tokenizer_run).path("tokenizer.model"), run.directory / "tokenizer.model")
     shutil.rmtree(run.directory / "checkpoints", ignore_errors=True)
     for logger in algorithm.loggers:
         logger.finalize("success")
     if any(type(logger).__name__ == "WandbLogger" for logger in algorithm.loggers):
         import wandb
 
-        wandb.finish(quiet=True)
+        wandb.finish()
 
 
 def load_model(run: str, device: str = "cpu") -> tuple[nn.Module, Any]:
     """(model in eval mode, tokenizer) of a finished training run, hashes verified."""
     from athanor.corpus.tokenizer import Tokenizer
-    from athanor.runs.store import open_run
 
     return models.load(run).to(device), Tokenizer(str(open_run(run).path("tokenizer.model")))

@@ -26,7 +26,7 @@ def test_wilson_known_values():
 
 @pytest.mark.parametrize("p", [0.02, 0.5, 0.97])
 def test_wilson_covers(p):
-    # Exact, by summing the binomial: no simulation noise. Wilson's coverage is 95% on average and dips to 92% at n = 60.
+    # Exact, by summing the binomial. Wilson's coverage is 95% on average and dips to 92% at n = 60.
     n = 60
     held = sum(binom.pmf(k, n, p) for k in range(n + 1) if wilson(k, n).low <= p <= wilson(k, n).high)
     assert 0.92 < held < 0.985

@@ -1,7 +1,8 @@
-"""What every algorithm shares: the optimizer, exact global means, per-step seeding, frozen models left out of checkpoints.
+"""What every algorithm shares: the optimizer, exact global means, per-step seeding, frozen models left out of
+checkpoints.
 
-Lightning averages losses over accumulated micro-batches and ranks. `loss` undoes that, so that what is minimised is the sum
-over the global batch divided by the batch's own `normalizer`, whatever the split.
+Lightning averages losses over accumulated micro-batches and ranks. `loss` undoes that, so that what is minimised is the
+sum over the global batch divided by the batch's own `normalizer`, whatever the split.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,8 +31,6 @@ class Algorithm(LightningModule):
 
     `seed` and `log_every` are set by `athanor.train`.
     """
-
-    steps_per_rollout = 1
 
     def __init__(
         self,
@@ -71,7 +70,7 @@ class Algorithm(LightningModule):
         parameters = [p for _, p in self.trainable()]
         self.grad_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"))
 
-    def freeze(self, name: str, model: nn.Module) -> None:
+    def add_frozen(self, name: str, model: nn.Module) -> None:
         """Adds a model that is used but never trained: eval mode always, no gradients, not in checkpoints."""
         self.frozen.append(name)
         self.add_module(name, model.requires_grad_(False).eval())
@@ -98,14 +97,17 @@ class Algorithm(LightningModule):
         self.strict_loading = not self.frozen
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout's randomness is a function of (seed, micro-batch, rank), so nothing about it needs to be remembered."""
+        """Dropout's randomness is a function of (seed, micro-batch, rank), so nothing about it needs to be
+        remembered.
+        """
         torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4_099 + self.global_rank)
 
     # --- losses and metrics ---------------------------------------------------------------------------------------
 
     def loss(self, loss_sum: Tensor, normalizer: Tensor, **sums: Tensor) -> Tensor:
-        """What `training_step` returns. Each of `sums`, divided by `normalizer` and added up over the global batch, is logged
-        as `train/<name>`; so is the loss."""
+        """What `training_step` returns. Each of `sums`, divided by `normalizer` and added up over the global batch, is
+        logged as `train/<name>`; so is the loss.
+        """
         if self._step_of_sums != self.trainer.global_step:
             self._sums, self._step_of_sums = {}, self.trainer.global_step
         for name, value in {"loss": loss_sum, **sums}.items():
@@ -147,7 +149,7 @@ class Algorithm(LightningModule):
             logger.log_metrics(metrics, step=self.trainer.global_step)
 
     def validated(self, count: Tensor, **sums: Tensor) -> None:
-        """Adds to the validation means: after all batches and ranks, `validation/<name>` = sum of sums / sum of counts."""
+        """Adds to `validation/<name>`: the sum of sums over the sum of counts, of all batches and ranks."""
         for name, value in sums.items():
             old = self._validation.setdefault(name, torch.zeros(2, dtype=torch.float64, device=count.device))
             old += torch.stack((value.detach().double(), count.double()))
@@ -168,7 +170,9 @@ class Algorithm(LightningModule):
 
 
 def response_logps(model: nn.Module, tokens_BT: Tensor, labels_BT: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """log p(label) of each labelled position, float32 [B, T], 0 elsewhere; logits are made for labelled positions only."""
+    """log p(label) of each labelled position, float32 [B, T], 0 elsewhere; logits are made for labelled positions
+    only.
+    """
     hidden_BTD = model.hidden_states(tokens_BT)  # type: ignore[operator]
     mask_BT = labels_BT != IGNORED
     logits_NV = model.logits(hidden_BTD[mask_BT]).float()  # type: ignore[operator]

@@ -44,11 +44,13 @@ class DPO(Algorithm):
         likelihood_weight: weight of -log p(chosen) / tokens of chosen; 0 is plain DPO.
     """
 
+    reference: nn.Module
+
     def __init__(self, model, optimizer, schedule, reference: nn.Module, beta: float, likelihood_weight: float = 0.0):
         super().__init__(model, optimizer, schedule)
         if beta <= 0:
             raise ValueError(f"algorithm.beta must be positive, not {beta}")
-        self.freeze("reference", reference)
+        self.add_frozen("reference", reference)
         self.beta, self.likelihood_weight = beta, likelihood_weight
 
     def forward_losses(self, batch: PreferenceBatch) -> dict[str, Tensor]:

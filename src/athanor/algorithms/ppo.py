@@ -1,14 +1,17 @@
 """Proximal policy optimisation of a language model against a reward model.
 
 Schulman et al. 2017 (arXiv:1707.06347) in the form of Ziegler et al. 2019 (arXiv:1909.08593) and Ouyang et al. 2022
-(arXiv:2203.02155): the reward of a token is -coefficient * KL to the reference, and the last token adds the reward model's score.
+(arXiv:2203.02155): the reward of a token is -coefficient * KL to the reference, and the last token adds the reward
+model's score.
 
-Shapes: R responses of a rollout (over all ranks), B rows of a micro-batch, T columns of prompt and response, padded on the right.
-Position t predicts token t + 1; whatever belongs to a response token stands at the position that predicts it.
+Shapes: R responses of a rollout (over all ranks), B rows of a micro-batch, T columns of prompt and response, padded on
+the right. Position t predicts token t + 1; whatever belongs to a response token stands at the position that predicts
+it.
 
-A rollout is collected inside the training step that begins it, gathered on every rank, and kept in the checkpoint: minibatches
-are then the same for every world size, and a run interrupted between two rollouts' beginnings resumes exactly. (One rollout
-as one Lightning epoch would tie the rollout to the loader, which prefetches: the next one would be sampled a step early.)
+A rollout is collected inside the training step that begins it, gathered on every rank, and kept in the checkpoint:
+minibatches are then the same for every world size, and a run interrupted between two rollouts' beginnings resumes
+exactly. (One rollout as one Lightning epoch would tie the rollout to the loader, which prefetches: the next one would
+be sampled a step early.)
 """
 
 from typing import Any, Literal, NamedTuple
@@ -24,7 +27,7 @@ from athanor.rollout import Responses, sample, uniforms
 
 
 def clipped_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, *, clip: float) -> Tensor:
-    """-min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A) of each token, ratio = exp(logps - old_logps) (PPO eq. 7)."""
+    """-min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A) of each token, ratio = exp(logps - old_logps) (eq. 7)."""
     ratio = torch.exp(logps - old_logps)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
@@ -36,7 +39,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, c
 
 
 def adapted_kl_coefficient(coefficient: Tensor, kl: Tensor, *, target: float, horizon: float) -> Tensor:
-    """The proportional controller of Ziegler et al. 2019 (section 2.2): coefficient * (1 + clamp(kl/target - 1, +-0.2) * horizon).
+    """The proportional controller of Ziegler et al. 2019 (section 2.2): coefficient * (1 + clamp(kl/target - 1, +-0.2)
+    * horizon).
 
     Args:
         kl: mean KL of a response to the reference in the last rollout, nats.
@@ -69,6 +73,10 @@ class PPO(Algorithm):
         whiten_rewards: scale a rollout's token rewards to unit variance, keeping their mean.
     """
 
+    reference: nn.Module
+    reward: nn.Module
+    kl_coefficient: Tensor
+
     def __init__(
         self,
         model,
@@ -98,8 +106,8 @@ class PPO(Algorithm):
         super().__init__(model, optimizer, schedule)
         if temperature <= 0:
             raise ValueError(f"algorithm.temperature={temperature} must be positive: PPO learns from samples")
-        self.freeze("reference", reference)
-        self.freeze("reward", reward)
+        self.add_frozen("reference", reference)
+        self.add_frozen("reward", reward)
         self.value = value.train()
         text = Tokenizer(tokenizer)
         self.stop_id, self.pad_id = text.special[END], text.pad_id
@@ -157,7 +165,11 @@ class PPO(Algorithm):
 
     def everyone(self, x: Tensor) -> Tensor:
         """The rows of all ranks, in rank order."""
-        return self.all_gather(x).flatten(0, 1) if self.trainer.world_size > 1 else x
+        if self.trainer.world_size == 1:
+            return x
+        gathered = self.all_gather(x)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten(0, 1)
 
     # --- learning ---------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Pretraining: next-token prediction on packed documents.
 
-    loss = -(sum of log p(label) over the labels of the global batch) / (number of those labels), in nats
+loss = -(sum of log p(label) over the labels of the global batch) / (number of those labels), in nats
 """
 
 from torch import Tensor

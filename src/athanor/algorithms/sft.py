@@ -1,6 +1,7 @@
-"""Supervised fine-tuning: the pretraining loss on the assistant's tokens of conversations (Ouyang et al. 2022, section 3.5).
+"""Supervised fine-tuning: the pretraining loss on the assistant's tokens of conversations (Ouyang et al. 2022, section
+3.5).
 
-    loss = -(sum of log p(label) over the answer tokens of the global batch) / (number of those tokens), in nats
+loss = -(sum of log p(label) over the answer tokens of the global batch) / (number of those tokens), in nats
 """
 
 from torch import Tensor

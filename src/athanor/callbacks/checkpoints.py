@@ -1,4 +1,6 @@
-"""Checkpoints to resume from: written under a temporary name, fsynced, checksummed, renamed; the newest sound one is used."""
+"""Checkpoints to resume from: written under a temporary name, fsynced, checksummed, renamed; the newest sound one is
+used.
+"""
 
 import hashlib
 import os
@@ -72,6 +74,7 @@ def newest(directory: Path) -> Path | None:
         damaged.append(path)
     if damaged:
         raise UserError(
-            f"{damaged[0]} is damaged or cut off and there is no older checkpoint to fall back on; start again with --force."
+            f"{damaged[0]} is damaged or cut off and there is no older checkpoint to fall back on; "
+            "start again with --force."
         )
     return None

@@ -21,7 +21,7 @@ class Samples(Callback):
         data: Data = trainer.datamodule  # type: ignore[attr-defined]
         if not (trainer.is_global_zero and self.count and hasattr(algorithm.model, "logits")):
             return
-        room = algorithm.model.context - self.max_new_tokens
+        room = int(algorithm.model.context) - self.max_new_tokens  # type: ignore[arg-type]
         prompts = [p for p in data.validation.prompts(self.count) if 0 < len(p) <= room]
         if not prompts:
             return

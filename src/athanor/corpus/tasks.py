@@ -1,13 +1,14 @@
 """A generated, bilingual task family with checkable answers, at several levels of difficulty.
 
-Each *family* draws items: operands, the right answer in English and Chinese, and a plausible wrong answer of the same length (a
-dropped carry, two neighbours swapped, the neighbour in a table), so that neither length nor form gives it away. The job writes
+Each *family* draws items: operands, the right answer in English and Chinese, and a plausible wrong answer of the same
+length (a dropped carry, two neighbours swapped, the neighbour in a table), so that neither length nor form gives it
+away. The job writes
 
     documents.jsonl.zst     the same knowledge as running text, for pretraining (training items only)
     sft_train, sft_validation, pairs_train, pairs_heldout, prompts_train, heldout  .jsonl
 
-An item is held out by the hash of its *content* (family and operands), never of its wording, so no held-out item appears in
-training in any template or in the other language, be it as text, conversation, pair or prompt.
+An item is held out by the hash of its *content* (family and operands), never of its wording, so no held-out item
+appears in training in any template or in the other language, be it as text, conversation, pair or prompt.
 """
 
 import hashlib
@@ -48,7 +49,8 @@ COLOURS = {"en": ["red", "blue", "green", "black", "white", "gold"], "zh": ["红
 UNITS = [  # big unit, small unit, how many small ones in a big one
     (("km", "千米"), ("m", "米"), 1000), (("m", "米"), ("cm", "厘米"), 100), (("cm", "厘米"), ("mm", "毫米"), 10),
     (("kg", "千克"), ("g", "克"), 1000), (("hours", "小时"), ("minutes", "分钟"), 60),
-    (("minutes", "分钟"), ("seconds", "秒"), 60), (("weeks", "周"), ("days", "天"), 7), (("days", "天"), ("hours", "小时"), 24),
+    (("minutes", "分钟"), ("seconds", "秒"), 60), (("weeks", "周"), ("days", "天"), 7),
+    (("days", "天"), ("hours", "小时"), 24),
     (("years", "年"), ("months", "个月"), 12), (("yuan", "元"), ("fen", "分"), 100),
 ]  # fmt: skip
 
@@ -66,26 +68,28 @@ def _both(answer: int | str, wrong: int | str) -> tuple[dict[str, str], dict[str
 
 
 def addition(rng: np.random.Generator, level: int) -> Item:
-    high = (10, 50, 100)[level - 1]
+    high = (10, 20, 50)[level - 1]
     a, b = (int(x) for x in rng.integers(0, high, 2))
     answers, wrong = _both(a + b, _near(rng, a + b))
     return Item(
         f"{min(a, b)}+{max(a, b)}",
         {"en": [f"{a} + {b} = ?", f"What is {a} plus {b}?"], "zh": [f"{a} + {b} = ？", f"{a}加{b}等于多少？"]},
         answers, wrong,
-        {"en": [f"{a} + {b} = {a + b}.", f"{a} plus {b} is {a + b}."], "zh": [f"{a} + {b} = {a + b}。", f"{a}加{b}等于{a + b}。"]},
+        {"en": [f"{a} + {b} = {a + b}.", f"{a} plus {b} is {a + b}."],
+         "zh": [f"{a} + {b} = {a + b}。", f"{a}加{b}等于{a + b}。"]},
     )  # fmt: skip
 
 
 def subtraction(rng: np.random.Generator, level: int) -> Item:
-    high = (10, 50, 100)[level - 1]
+    high = (10, 20, 50)[level - 1]
     b, a = sorted(int(x) for x in rng.integers(0, high, 2))
     answers, wrong = _both(a - b, _near(rng, a - b))
     return Item(
         f"{a}-{b}",
         {"en": [f"{a} - {b} = ?", f"What is {a} minus {b}?"], "zh": [f"{a} - {b} = ？", f"{a}减{b}等于多少？"]},
         answers, wrong,
-        {"en": [f"{a} - {b} = {a - b}.", f"{a} minus {b} is {a - b}."], "zh": [f"{a} - {b} = {a - b}。", f"{a}减{b}等于{a - b}。"]},
+        {"en": [f"{a} - {b} = {a - b}.", f"{a} minus {b} is {a - b}."],
+         "zh": [f"{a} - {b} = {a - b}。", f"{a}减{b}等于{a - b}。"]},
     )  # fmt: skip
 
 
@@ -105,9 +109,9 @@ def comparison(rng: np.random.Generator, level: int) -> Item:
 
 
 def counting(rng: np.random.Generator, level: int) -> Item:
-    length = int(rng.integers(*((3, 6), (5, 9), (7, 12))[level - 1]))
+    length = int(rng.integers(*((3, 5), (4, 7), (6, 9))[level - 1]))
     letter, *others = rng.choice(LETTERS, 3, replace=False)
-    count = int(rng.integers(1, min(length, 9) + 1))
+    count = int(rng.integers(1, min(length, 6) + 1))
     row = [letter] * count + [str(x) for x in rng.choice(others, length - count)]
     rng.shuffle(row)
     text = " ".join(row)
@@ -168,7 +172,7 @@ def sorting(rng: np.random.Generator, level: int) -> Item:
 
 
 def weekday(rng: np.random.Generator, level: int) -> Item:
-    start, days = int(rng.integers(7)), int(rng.integers(1, (4, 8, 15)[level - 1]))
+    start, days = int(rng.integers(7)), int(rng.integers(1, (4, 7, 11)[level - 1]))
     end = (start + days) % 7
     # a wrong day whose name is as long, so that length says nothing
     same = [i for i in range(7) if i != end and len(DAYS["en"][i]) == len(DAYS["en"][end])]
@@ -223,11 +227,12 @@ def lookup(rng: np.random.Generator, level: int) -> Item:
     answers, wrong = _both(values[asked], values[confused])
     en = ", ".join(f"{COLOURS['en'][k]} {v}" for k, v in zip(keys, values))
     zh = "，".join(f"{COLOURS['zh'][k]}{v}" for k, v in zip(keys, values))
-    name = keys[asked]
+    english, chinese = COLOURS["en"][keys[asked]], COLOURS["zh"][keys[asked]]
     return Item(
         f"look:{keys}{values}{asked}",
-        {"en": [f"{en}. What is {COLOURS['en'][name]}?"], "zh": [f"{zh}。{COLOURS['zh'][name]}是多少？"]}, answers, wrong,
-        {"en": [f"{en}. So {COLOURS['en'][name]} is {values[asked]}."], "zh": [f"{zh}。所以{COLOURS['zh'][name]}是{values[asked]}。"]},
+        {"en": [f"Given {en}. What is {english}?"], "zh": [f"已知{zh}。{chinese}是多少？"]}, answers, wrong,
+        {"en": [f"Given {en}. So {english} is {values[asked]}."],
+         "zh": [f"已知{zh}。所以{chinese}是{values[asked]}。"]},
     )  # fmt: skip
 
 
@@ -236,6 +241,8 @@ FAMILIES: dict[str, Family] = {
     for f in (addition, subtraction, comparison, counting, copying, reversing, sorting, weekday, date, units, lookup)
 }
 LANGUAGES = ("en", "zh")
+EMPHASIS = {"addition": 3, "subtraction": 3, "counting": 3, "weekday": 2, "comparison": 2, "reversing": 2, "lookup": 2}
+"""Turns of a family in training streams (1 where not named): what is hard to learn is seen more often."""
 
 
 def is_held_out(family: str, content: str, fraction: float) -> bool:
@@ -283,12 +290,15 @@ class GenerateTasks:
         }  # fmt: skip
 
     def items(self, stream: str, held_out: bool) -> Iterator[tuple[str, int, str, Item, np.random.Generator]]:
-        """Endless (family, level, language, item, rng), families and languages in turn, levels and contents at random."""
+        """Endless (family, level, language, item, rng), families and languages in turn, levels and contents at
+        random.
+        """
         rng = np.random.default_rng([self.seed, *stream.encode()])
+        turns = [f for f in self.families for _ in range(1 if held_out else EMPHASIS.get(f, 1))]
         turn = 0
         while True:
-            family = self.families[turn % len(self.families)]
-            language = LANGUAGES[(turn // len(self.families)) % 2]
+            family = turns[turn % len(turns)]
+            language = LANGUAGES[(turn // len(turns)) % 2]
             level = int(rng.choice(self.levels))
             item = FAMILIES[family](rng, level)
             if is_held_out(family, item.content, self.held_out_fraction) == held_out:

@@ -1,12 +1,12 @@
 """From an indexed set of samples to the micro-batches of one rank, each a pure function of its position.
 
-A data module states what a sample is and how samples make a batch. Everything about position (seed, epoch, accumulation,
-ranks, resuming) lives here, once: micro-batch m of a rank belongs to optimizer step m // accumulation, and resuming is
-starting the sampler at a later m.
+A data module states what a sample is and how samples make a batch. Everything about position (seed, epoch,
+accumulation, ranks, resuming) lives here, once: micro-batch m of a rank belongs to optimizer step m // accumulation,
+and resuming is starting the sampler at a later m.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from athanor.data.order import order
 from athanor.errors import UserError
+
+Split = Literal["train", "validation"]
 
 
 class BatchPlan(NamedTuple):
@@ -88,7 +90,9 @@ class Stream(Dataset):
 
 
 class Once(Dataset):
-    """Every sample once, in order, in batches of at most `size`; rank r takes every world_size-th batch. For validation."""
+    """Every sample once, in order, in batches of at most `size`; rank r takes every world_size-th batch. For
+    validation.
+    """
 
     def __init__(self, samples: Samples, plan: BatchPlan, size: int):
         self.samples, self.plan, self.size = samples, plan, size
@@ -103,7 +107,9 @@ class Once(Dataset):
 
 
 class Positions(Sampler[int]):
-    """start, start + 1, ... total - 1; its length is `total`, because Lightning counts the batches before `start` too."""
+    """start, start + 1, ... total - 1; its length is `total`, because Lightning counts the batches before `start`
+    too.
+    """
 
     def __init__(self, start: int, total: int):
         self.start, self.total = start, total
@@ -116,7 +122,8 @@ class Positions(Sampler[int]):
 
 
 class Data(LightningDataModule):
-    """Base of the data modules. `open(split)` gives the samples; `train.py` sets `plan` before the first loader is asked for.
+    """Base of the data modules. `open(split)` gives the samples; `train.py` sets `plan` before the first loader is
+    asked for.
 
     Args of every data module:
         tokenizer: directory of a tokenizer run.
@@ -134,7 +141,7 @@ class Data(LightningDataModule):
         self.tokenizer = Tokenizer(tokenizer)
         self.validation_batch_size, self.validation_samples = validation_batch_size, validation_samples
 
-    def open(self, split: str, context: int) -> Samples:
+    def open(self, split: Split, context: int) -> Samples:
         """Samples of "train" or "validation", none longer than the model's `context`."""
         raise NotImplementedError
 
@@ -171,6 +178,19 @@ class Data(LightningDataModule):
             dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(), **arguments,
         )  # fmt: skip
+
+
+class RecordData(Data):
+    """Data modules that read files of records: those of `validation_files`, or a held-out part of `files`."""
+
+    files: list[str]
+    validation_files: list[str] | None
+
+    def files_of(self, split: Split) -> tuple[list[str], bool]:
+        """The files to read for a split, and whether all their records belong to it."""
+        if self.validation_files is None:
+            return self.files, False
+        return (self.files if split == "train" else self.validation_files), True
 
 
 def pad_right(rows: Sequence[np.ndarray], fill: int, length: int | None = None) -> torch.Tensor:

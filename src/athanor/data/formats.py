@@ -1,8 +1,8 @@
 """Records of the field's public formats -> messages.
 
 Instructions: messages / conversations (OpenAI, ShareGPT), Alpaca, prompt-completion, question-answer.
-Preferences: TRL (standard and conversational, explicit or implicit prompt), HH (one string with "\\n\\nHuman:" turns), Alpaca with
-chosen and rejected, ShareGPT with chosen and rejected.
+Preferences: TRL (standard and conversational, explicit or implicit prompt), HH (one string with "\\n\\nHuman:" turns),
+Alpaca with chosen and rejected, ShareGPT with chosen and rejected.
 """
 
 import gzip
@@ -30,12 +30,13 @@ class Pair(NamedTuple):
     rejected: str
 
 
-class _MissingField(Exception):
+class _MissingFieldError(Exception):
     pass
 
 
 def read_records(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", record) of JSON Lines files (.jsonl, .gz, .zst) or JSON arrays (.json), hashes verified inside runs.
+    """("file:line", record) of JSON Lines files (.jsonl, .gz, .zst) or JSON arrays (.json), hashes verified inside
+    runs.
 
     Raises:
         UserError: a file is missing, damaged, not UTF-8, or a line is not a JSON object.
@@ -56,14 +57,16 @@ def read_records(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
             raise UserError(f"{path} is damaged or cut off ({error}); fetch it again.") from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 (byte {error.start} of a block); convert it to UTF-8 first.") from None
+            raise UserError(
+                f"{path} is not UTF-8 (byte {error.start} of a block); convert it to UTF-8 first."
+            ) from None
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; correct the file name in `inputs` or in data.files.") from None
 
 
 def _open(path: Path) -> io.TextIOBase:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")  # type: ignore[return-value]
+        return gzip.open(path, "rt", encoding="utf-8")
     if path.suffix == ".zst":
         return io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(path.open("rb")), encoding="utf-8")
     return path.open(encoding="utf-8")
@@ -90,7 +93,7 @@ def to_messages(record: dict[str, Any], where: str = "record") -> list[Message]:
     """
     try:
         messages = _conversation(record)
-    except _MissingField:
+    except _MissingFieldError:
         raise UserError(
             f"{where} has the fields {sorted(record)}, which is no instruction format known here: give `messages` or "
             "`conversations`, `instruction` + `output`, `prompt` + `completion`, or `question` + `answer`."
@@ -117,7 +120,9 @@ def to_pair(record: dict[str, Any], where: str = "record") -> Pair:
         ours, theirs = _turns(chosen, where), _turns(rejected, where)
         prompt = _prompt(record, where) if _has_prompt(record) else ours[:-1]
         if not _has_prompt(record) and theirs[:-1] != ours[:-1]:
-            raise UserError(f"{where}: chosen and rejected do not answer the same conversation; make their turns equal.")
+            raise UserError(
+                f"{where}: chosen and rejected do not answer the same conversation; make their turns equal."
+            )
         return Pair(prompt, ours[-1]["content"], theirs[-1]["content"])
     return Pair(_prompt(record, where), _text(chosen), _text(rejected))
 
@@ -143,7 +148,7 @@ def _conversation(record: dict[str, Any]) -> list[Message]:
             turns = [Message(role="user", content=content), Message(role="assistant", content=str(record[answer]))]
             system = record.get("system")
             return [Message(role="system", content=system), *turns] if system else turns
-    raise _MissingField
+    raise _MissingFieldError
 
 
 def _turns(turns: list[dict[str, str]], where: str) -> list[Message]:
@@ -151,7 +156,9 @@ def _turns(turns: list[dict[str, str]], where: str) -> list[Message]:
     for turn in turns:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if role not in _ROLES or content is None:
-            raise UserError(f"{where}: a turn needs a role among {sorted(_ROLES)} and a content, not {sorted(turn)} {role}.")
+            raise UserError(
+                f"{where}: a turn needs a role among {sorted(_ROLES)} and a content, not {sorted(turn)} {role}."
+            )
         out.append(Message(role=_ROLES[role], content=str(content)))
     return out
 
@@ -169,7 +176,9 @@ def _prompt(record: dict[str, Any], where: str) -> list[Message]:
         if isinstance(record.get(key), str):
             extra = str(record.get("input") or "").strip()
             return [Message(role="user", content=f"{record[key]}\n{extra}" if extra else record[key])]
-    raise UserError(f"{where} has the fields {sorted(record)} but none of prompt, messages, conversations, instruction.")
+    raise UserError(
+        f"{where} has the fields {sorted(record)} but none of prompt, messages, conversations, instruction."
+    )
 
 
 def _text(answer: Any) -> str:

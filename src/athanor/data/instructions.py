@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from athanor.batches import IGNORED, SupervisedBatch
-from athanor.data.base import Data, pad_right
+from athanor.data.base import RecordData, Split, pad_right
 from athanor.data.chat import render
 from athanor.data.formats import read_records, to_messages
 from athanor.data.records import Sequences, TooLong, fit_lengths, held_out, openings
@@ -30,7 +30,7 @@ class Conversations:
         return openings(self.sequences, count)
 
 
-class InstructionData(Data):
+class InstructionData(RecordData):
     """Conversations from JSON Lines files in any format of `athanor.data.formats`.
 
     Args:
@@ -53,10 +53,10 @@ class InstructionData(Data):
         self.files, self.validation_files, self.validation_fraction = files, validation_files, validation_fraction
         self.too_long: TooLong = too_long
 
-    def open(self, split: str, context: int) -> Conversations:
+    def open(self, split: Split, context: int) -> Conversations:
         wheres, conversations = [], []
-        own_files = self.validation_files is not None
-        for where, record in read_records(self.validation_files if own_files and split == "validation" else self.files):
+        files, own_files = self.files_of(split)
+        for where, record in read_records(files):
             messages = to_messages(record, where)
             key = json.dumps(messages[:-1], ensure_ascii=False)
             if own_files or held_out(key, self.validation_fraction) == (split == "validation"):
@@ -68,5 +68,3 @@ class InstructionData(Data):
         keep = fit_lengths([len(ids) - 1 for ids, _ in rendered], wheres, context, self.too_long)
         cut = [(ids[: context + 1], taught[: context + 1]) for ids, taught in (rendered[i] for i in keep)]
         return Conversations(Sequences([c for c in cut if c[1][1:].any()]), self.tokenizer.pad_id)
-
-

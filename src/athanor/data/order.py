@@ -1,8 +1,8 @@
 """The order of samples: a function of the seed, not a state.
 
-Sample n of the run lies in epoch n // size at place n % size; its index is a keyed permutation of [0, size). The permutation is a
-Feistel network on the smallest even number of bits that holds `size`, with cycle walking (Black & Rogaway 2002), so any
-place is found in constant time and memory, whatever the size.
+Sample n of the run lies in epoch n // size at place n % size; its index is a keyed permutation of [0, size). The
+permutation is a Feistel network on the smallest even number of bits that holds `size`, with cycle walking (Black &
+Rogaway 2002), so any place is found in constant time and memory, whatever the size.
 """
 
 import numpy as np
@@ -31,7 +31,9 @@ def order(seed: int, size: int, start: int, stop: int) -> np.ndarray:
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
     with np.errstate(over="ignore"):
-        keys = _mix(_mix(np.uint64(seed % 2**64) + np.uint64(0x9E3779B97F4A7C15)) + epochs * np.uint64(0xD1342543DE82EF95))
+        keys = _mix(
+            _mix(np.uint64(seed % 2**64) + np.uint64(0x9E3779B97F4A7C15)) + epochs * np.uint64(0xD1342543DE82EF95)
+        )
 
     def encrypt(x: np.ndarray, keys: np.ndarray) -> np.ndarray:
         left, right = x >> half, x & low

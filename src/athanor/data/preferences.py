@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from athanor.batches import IGNORED, PreferenceBatch
-from athanor.data.base import Data, pad_right
+from athanor.data.base import RecordData, Split, pad_right
 from athanor.data.chat import Message, render
 from athanor.data.formats import Pair, read_records, to_pair
 from athanor.data.records import Sequences, TooLong, fit_lengths, held_out, openings
@@ -26,7 +26,8 @@ class Pairs:
     def batch(self, indices: np.ndarray, places: np.ndarray, normalizer: int) -> PreferenceBatch:
         sides = [[side.whole(i) for i in indices] for side in (self.chosen, self.rejected)]
         length = max(len(tokens) for side in sides for tokens, _ in side)
-        return PreferenceBatch(*(part for side in sides for part in self._padded(side, length)), torch.tensor(normalizer))
+        chosen, rejected = (self._padded(side, length) for side in sides)
+        return PreferenceBatch(*chosen, *rejected, torch.tensor(normalizer))
 
     def _padded(self, side: list, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tokens, labels = zip(*side)
@@ -37,7 +38,7 @@ class Pairs:
         return openings(self.chosen, count)
 
 
-class PreferenceData(Data):
+class PreferenceData(RecordData):
     """Pairs from JSON Lines files in any preference format of `athanor.data.formats`. Arguments as `InstructionData`;
     `too_long="truncate"` is refused, since a cut answer is another answer."""
 
@@ -57,10 +58,10 @@ class PreferenceData(Data):
         self.files, self.validation_files, self.validation_fraction = files, validation_files, validation_fraction
         self.too_long: TooLong = too_long
 
-    def open(self, split: str, context: int) -> Pairs:
+    def open(self, split: Split, context: int) -> Pairs:
         wheres, pairs = [], []
-        own_files = self.validation_files is not None
-        for where, record in read_records(self.validation_files if own_files and split == "validation" else self.files):
+        files, own_files = self.files_of(split)
+        for where, record in read_records(files):
             pair = to_pair(record, where)
             key = json.dumps(pair.prompt, ensure_ascii=False)  # all pairs of a prompt fall on the same side
             if own_files or held_out(key, self.validation_fraction) == (split == "validation"):

@@ -1,7 +1,7 @@
 """Pretraining rows: the corpus as one stream of tokens, cut into rows of `sequence_length`.
 
-Documents are packed without padding; attention stays within a document, positions restart with it, and the last token of a
-document has no label (the next document's first token does not follow from it).
+Documents are packed without padding; attention stays within a document, positions restart with it, and the last token
+of a document has no label (the next document's first token does not follow from it).
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 
 from athanor.batches import IGNORED, PackedBatch
 from athanor.corpus.shards import Shards
-from athanor.data.base import Data
+from athanor.data.base import Data, Split
 from athanor.errors import UserError
 
 
@@ -76,7 +76,7 @@ class PretrainingData(Data):
     def typical_length(self) -> int:
         return self.sequence_length
 
-    def open(self, split: str, context: int) -> PackedRows:
+    def open(self, split: Split, context: int) -> PackedRows:
         if self.sequence_length > context:
             raise UserError(
                 f"data.sequence_length={self.sequence_length} exceeds the model's context of {context}; "

@@ -1,14 +1,14 @@
 """Prompts for generation in PPO, padded on the left."""
 
 import json
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from athanor.batches import PromptBatch
-from athanor.data.base import BatchPlan, Data
+from athanor.data.base import BatchPlan, RecordData, Split
 from athanor.data.chat import render_prompts
 from athanor.data.formats import read_records, to_prompt
 from athanor.data.order import order
@@ -54,7 +54,7 @@ class Rollouts(Dataset):
         return self.samples.batch(order(self.plan.seed, len(self.samples), first, first + share), places, share)
 
 
-class PromptData(Data):
+class PromptData(RecordData):
     """Prompts of JSON Lines files: the fields of a preference, an instruction, or just `prompt`.
 
     Args:
@@ -96,12 +96,12 @@ class PromptData(Data):
         return self.epochs_per_rollout * self.rollout_size // self.plan.global_batch_size
 
     def stream(self) -> Dataset:
-        return Rollouts(self.train, self.plan, self.rollout_size, self.steps_per_rollout)
+        return Rollouts(cast(Prompts, self.train), self.plan, self.rollout_size, self.steps_per_rollout)
 
-    def open(self, split: str, context: int) -> Prompts:
+    def open(self, split: Split, context: int) -> Prompts:
         wheres, prompts = [], []
-        own_files = self.validation_files is not None
-        for where, record in read_records(self.validation_files if own_files and split == "validation" else self.files):
+        files, own_files = self.files_of(split)
+        for where, record in read_records(files):
             messages = to_prompt(record, where)
             key = json.dumps(messages, ensure_ascii=False)
             if own_files or held_out(key, self.validation_fraction) == (split == "validation"):

@@ -36,12 +36,14 @@ class Sequences:
 
     def whole(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """As `shifted`, but with the last token kept; its label is IGNORED. Both [T]."""
-        tokens, labels = self.shifted(i)
+        _, labels = self.shifted(i)
         return self.ids[self.offsets[i] : self.offsets[i + 1]], np.append(labels, IGNORED)
 
 
 def held_out(key: str, fraction: float) -> bool:
-    """Whether the record with this content belongs to validation. Adding records never moves another across the split."""
+    """Whether the record with this content belongs to validation. Adding records never moves another across the
+    split.
+    """
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < fraction * 2**64
 
 
@@ -55,8 +57,8 @@ def fit_lengths(lengths: Sequence[int], wheres: Sequence[str], context: int, pol
     if long and policy == "error":
         worst = max(long, key=lambda i: lengths[i])
         raise UserError(
-            f"{len(long)} of {len(lengths)} sequences are longer than the model's context of {context} tokens (the longest, "
-            f"{wheres[worst]}, has {lengths[worst]}); set data.too_long=drop or truncate, or raise model.context."
+            f"{len(long)} of {len(lengths)} sequences are longer than the model's context of {context} tokens (the "
+            f"longest, {wheres[worst]}, has {lengths[worst]}); set data.too_long=drop, or raise model.context."
         )
     if policy == "drop":
         return [i for i, length in enumerate(lengths) if length <= context]

@@ -41,6 +41,8 @@ def load(run: str, dropout: float | None = None) -> nn.Module:
     source = open_run(run)
     if source.manifest["kind"] != "train":
         raise UserError(f"{run} is a {source.manifest['kind']} run and holds no model; name a training run.")
-    model = instantiate(json.loads(source.path(ARCHITECTURE).read_text()), **({} if dropout is None else {"dropout": dropout}))
+    model = instantiate(
+        json.loads(source.path(ARCHITECTURE).read_text()), **({} if dropout is None else {"dropout": dropout})
+    )
     load_model(model, str(source.path(WEIGHTS)))
     return model.eval()

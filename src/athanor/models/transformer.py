@@ -69,9 +69,7 @@ class Transformer(nn.Module):
         self.heads, self.kv_heads, self.rope_theta = heads, kv_heads, rope_theta
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, kv_heads, hidden, norm_eps, dropout) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, kv_heads, hidden, norm_eps, dropout) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=norm_eps)
         self.output = None if tie_embeddings else nn.Linear(width, vocabulary_size, bias=False)
         self.reset_parameters()
@@ -94,7 +92,8 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Final normalised states, [B, T, D]. Without `documents_BT` and `mask`, attention is causal over the whole row.
+        """Final normalised states, [B, T, D]. Without `documents_BT` and `mask`, attention is causal over the whole
+        row.
 
         Args:
             documents_BT: document number of each token of a packed row; attention stays within a document.
@@ -103,7 +102,7 @@ class Transformer(nn.Module):
             cache: keys and values of earlier tokens; extended in place.
         """
         start = cache.length if cache is not None else 0
-        rows, tokens = tokens_BT.shape
+        tokens = tokens_BT.shape[1]
         if positions_BT is None:
             if start + tokens > self.context:
                 raise ValueError(f"a sequence of {start + tokens} tokens exceeds the model's context of {self.context}")
