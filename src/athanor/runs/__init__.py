@@ -1,0 +1,1 @@
+"""Content-addressed runs: their manifests, their lineage, and their reproduction."""

@@ -1,0 +1,104 @@
+"""The keys that no constructor takes: the top level of an experiment and its execution groups, as signatures.
+
+The checker holds a composed config against these exactly as it holds a `_target_` node against its constructor. Keys
+are explained here and given their values in `configs/`, once each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+Node = Callable[..., Any]  # only a mapping with `_target_` will do
+
+
+def experiment(
+    *,
+    kind: Literal["prepare", "train", "evaluate"],
+    name: str,
+    tags: list[str],
+    inputs: dict[str, Any],
+    allowed_targets: list[str],
+    cluster: dict[str, Any],
+    logger: dict[str, Any],
+    paths: dict[str, Any],
+    display: dict[str, Any],
+) -> None:
+    """What all three kinds have.
+
+    Args:
+        name, tags: for people; not part of the fingerprint.
+        inputs: name -> experiment, run or `{files: glob}`; the only place where paths come in.
+        allowed_targets: packages besides athanor, torch, lightning and torchmetrics that `_target_` may name.
+    """
+
+
+def prepare(*, job: Node) -> None:
+    """`job` has `run(context: RunContext) -> dict[str, float]`."""
+
+
+def evaluate(*, job: Node) -> None:
+    """`job` has `run(context: RunContext) -> dict[str, float]`."""
+
+
+def train(
+    *,
+    seed: int,
+    max_steps: int,
+    global_batch_size: int,
+    precision: Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"],
+    gradient_clip: float | None,
+    validate_every_n_steps: int,
+    model: Node,
+    data: Node,
+    algorithm: Node,
+    optimizer: Node,
+    schedule: Node,
+    strategy: str | dict[str, Any],
+    checkpoint: dict[str, Any],
+) -> None:
+    """The science of a training run, its strategy and its checkpoints.
+
+    Args:
+        max_steps: optimizer steps.
+        global_batch_size: sequences in one optimizer step, over all devices and accumulated micro-batches.
+        gradient_clip: largest global L2 norm of the gradient; null for none.
+        strategy: a name that Lightning knows, or a `_target_` node.
+    """
+
+
+def cluster(
+    *,
+    accelerator: str,
+    devices: int | str | list[int],
+    nodes: int,
+    micro_batch_size: int | None,
+    num_workers: int,
+    threads: int | None,
+    compile: bool,
+) -> None:
+    """The hardware.
+
+    Args:
+        devices: how many on each node, which, or "auto".
+        micro_batch_size: sequences in one forward pass on one device; null for the device's whole share.
+        num_workers: data-loading processes for each device.
+        threads: CPU threads of each process; null leaves it to torch.
+        compile: whether torch.compile is used.
+    """
+
+
+def logger(*, wandb: bool, tensorboard: bool, project: str, every_n_steps: int) -> None:
+    """Where metrics go besides metrics.jsonl, and how often. W&B is offline unless WANDB_API_KEY is set."""
+
+
+def paths(*, runs: str, data_root: str) -> None:
+    """`runs` holds the runs, `data_root` the raw data; a relative one starts at the project's folder."""
+
+
+def checkpoint(*, every_n_steps: int, keep: int) -> None:
+    """How often the state of training is saved, and how many of the newest are kept."""
+
+
+def display(*, progress: Literal["auto", "rich", "plain", "quiet"]) -> None:
+    """`auto` is live on a terminal and plain lines elsewhere."""
