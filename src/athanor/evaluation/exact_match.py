@@ -32,7 +32,7 @@ class ExactMatch:
         messages = [to_prompt(record, where) for where, record in records]
         prompts = render_prompts(messages, subject.tokenizer)
         keep = subject.fitting([len(p) for p in prompts], [where for where, _ in records], self.max_new_tokens)
-        records, messages, prompts = ([part[i] for i in keep] for part in (records, messages, prompts))
+        records, messages, prompts = [records[i] for i in keep], [messages[i] for i in keep], [prompts[i] for i in keep]
         answers = subject.answers(prompts, max_new_tokens=self.max_new_tokens)
         said = [subject.tokenizer.decode(answer) for answer in answers]
         right = [

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from athanor.evaluation.statistics import interval
+from athanor.evaluation.statistics import bootstrap, interval
 
 KEYS = ("language", "family", "level")
 
@@ -38,10 +38,10 @@ class Measurement:
         made = []
         for slice in slices(self.items):
             kept = [i for i, item in enumerate(self.items) if all(item.get(key) == slice[key] for key in slice)]
-            found = interval([self.values[i] for i in kept], self.weights and [self.weights[i] for i in kept])
-            value, low, high = (_rounded(number) for number in found[:3])
-            # NaN is no JSON: an interval of a single item is null to null
-            low, high = (None if np.isnan(bound) else bound for bound in (low, high))
+            estimate = interval if self.unit == "fraction" else bootstrap
+            found = estimate([self.values[i] for i in kept], self.weights and [self.weights[i] for i in kept])
+            # NaN is no JSON: the interval of a single item is null to null
+            value, low, high = (None if np.isnan(number) else _rounded(number) for number in found[:3])
             made.append(
                 {"name": self.name, "slice": slice, "value": value, "low": low, "high": high, "n": found.n}
                 | {"unit": self.unit, "better": self.better}

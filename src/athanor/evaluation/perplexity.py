@@ -42,11 +42,12 @@ class Perplexity:
         chosen = self._chosen(shards)
         if not chosen:
             raise UserError(f"{self.shards} has no validation documents; raise validation_fraction of its experiment")
-        rows, owners, given = [], [], []
+        rows: list[list[int]] = []
+        owners, given = [], []
         for place, document in enumerate(chosen):
             tokens = shards.tokens[shards.offsets[document] : shards.offsets[document + 1]]
             for start, end, known in windows(len(tokens), subject.context, self.overlap):
-                rows.append(tokens[start:end].astype(np.int64))
+                rows.append(tokens[start:end].tolist())
                 owners.append(place)
                 given.append(known)
         nats, counts = [0.0] * len(chosen), [0] * len(chosen)
@@ -70,11 +71,11 @@ class Perplexity:
             for p in kept
         ]
         octets = [float(shards.info["bytes"][chosen[p]]) for p in kept]
-        losses, tokens = [nats[p] for p in kept], [float(counts[p]) for p in kept]
+        losses, predicted = [nats[p] for p in kept], [float(counts[p]) for p in kept]
         bits = [loss / math.log(2) for loss in losses]
         return Outcome(
             [
-                Measurement("loss_per_token", items, losses, "nats/token", "lower", tokens),
+                Measurement("loss_per_token", items, losses, "nats/token", "lower", predicted),
                 Measurement("bits_per_byte", items, bits, "bits/byte", "lower", octets),
             ]
         )

@@ -7,6 +7,7 @@ parameters), so a report of a large model costs no more than one of a small one.
 import json
 import math
 import re
+import shlex
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from athanor.errors import UserError
+from athanor.runs.run import Run
 
 ROLES = {
     "PrepareDocuments": "documents",
@@ -70,7 +72,15 @@ class RunView:
 
     @property
     def status(self) -> str:
-        return str(self.manifest.get("status", "unknown"))
+        """finished, running, failed or interrupted; one that says running and is held by no process was interrupted."""
+        status = str(self.manifest.get("status", "unknown"))
+        return Run(self.directory).status if status == "running" else status
+
+    @property
+    def command(self) -> str:
+        """The command line that makes it."""
+        overrides = self.manifest.get("overrides") or ()
+        return shlex.join(["athanor", self.kind, f"experiment={self.name}", *map(str, overrides)])
 
     @property
     def seconds(self) -> float | None:
@@ -168,7 +178,13 @@ class Gathered:
 
     title: str
     runs: list[RunView]
-    experiment: str | None = None
+
+    @property
+    def pipeline_command(self) -> str | None:
+        """The command line of the pipeline that made most of the runs, if a pipeline made any."""
+        commands = [str(run.manifest.get("command", "")) for run in self.runs]
+        commands = [command for command in commands if "athanor pipeline" in command]
+        return max(commands, key=commands.count, default=None)
 
     def of(self, *roles: str) -> list[RunView]:
         return [run for run in self.runs if run.role in roles]
@@ -227,7 +243,7 @@ def gather(source, title: str | None = None) -> Gathered:
                 runs[parent.fingerprint] = found
                 waiting.append(found)
     ordered = _inputs_first(runs)
-    gathered = Gathered(title or described.get("title") or _title(steps, ordered), ordered, described.get("experiment"))
+    gathered = Gathered(title or described.get("title") or _title(steps, ordered), ordered)
     _label(gathered)
     for run in gathered.of("evaluation"):
         subject = gathered.find(str((run.results.get("model") or {}).get("fingerprint")))

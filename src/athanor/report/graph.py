@@ -105,7 +105,7 @@ def layout(nodes: list[Node]) -> Layout:
             column.sort(key=lambda key: weight[key])
             order.update({key: i for i, key in enumerate(column)})
 
-    tall = {key: HEIGHT if key in parents else DUMMY for column in columns for key in column}
+    tall: dict[str, float] = {key: HEIGHT if key in parents else DUMMY for column in columns for key in column}
     y: dict[str, float] = {}
     for column in columns:
         at = 0.0

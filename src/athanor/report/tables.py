@@ -163,7 +163,7 @@ def comparison(gathered: Gathered, runs: list[RunView]) -> tuple[list[Column], l
     for run in runs:
         baseline = baseline_of(gathered, run)
         records = [find(run, column.metric, **column.slice) for column in columns]
-        rows.append(Row(run, run is baseline, [r and compare(run, baseline, r) for r in records]))
+        rows.append(Row(run, run is baseline, [compare(run, baseline, r) if r else None for r in records]))
     return columns, rows
 
 
@@ -227,7 +227,7 @@ def samples(runs: list[RunView], by_language: int = 6) -> tuple[list[RunView], l
         pool = [g for g in usual if str(next(iter(g.values())).get("language") or "") == language]
         pool.sort(key=telling)
         seen: dict[Any, int] = {}
-        ranked = []
+        ranked: list[tuple[int, int, dict]] = []
         for given in pool:
             family = next(iter(given.values())).get("family")
             ranked.append((seen.get(family, 0), len(ranked), given))
