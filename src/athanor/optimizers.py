@@ -1,0 +1,73 @@
+"""Optimizers that torch does not have in one piece."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Muon, Optimizer
+
+
+class MuonWithAdamW(Optimizer):
+    """Muon (Jordan et al. 2024; torch.optim.Muon) for the hidden matrices, AdamW for embeddings, norms and heads.
+
+    Both live in one optimizer, so schedules, clipping and checkpoints see nothing unusual. A group belongs to Muon if
+    it does not say `weight_decay: 0` (`Algorithm.configure_optimizers` puts the matrices there) and its parameters are
+    matrices with at least `smallest_side` rows and columns; thinner ones go to AdamW.
+
+    Args:
+        lr: of AdamW.
+        matrix_lr: of Muon; updates have unit spectral norm, scaled by sqrt(max(1, rows/columns)).
+        momentum: Nesterov momentum of Muon.
+        weight_decay: decoupled, of both.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        matrix_lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        smallest_side: int = 16,
+    ):
+        matrices: list[tuple[torch.Tensor, float]] = []
+        rest: list[tuple[torch.Tensor, float]] = []
+        for group in params:
+            decay = group.get("weight_decay", weight_decay)
+            for parameter in group["params"]:
+                whole = parameter.ndim == 2 and min(parameter.shape) >= smallest_side
+                (matrices if whole and "weight_decay" not in group else rest).append((parameter, decay))
+        parts: list[Optimizer] = []
+        if matrices:
+            parts.append(Muon([p for p, _ in matrices], lr=matrix_lr, weight_decay=weight_decay, momentum=momentum))
+        for decay in sorted({decay for _, decay in rest}):
+            own = [p for p, d in rest if d == decay]
+            parts.append(AdamW(own, lr=lr, betas=betas, weight_decay=decay, fused=True))
+        self.parts = parts
+        super().__init__([{"params": group["params"]} for part in parts for group in part.param_groups], {})
+        self.param_groups = [group for part in parts for group in part.param_groups]
+        for group in self.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self._share()
+
+    def _share(self) -> None:
+        """The parts work on this optimizer's own groups and state."""
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
