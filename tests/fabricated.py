@@ -87,7 +87,7 @@ class Builder:
             "attempts": [{"started": self.clock, "seconds": seconds}],
             "outputs": {},
             "metrics": {},
-            "command": f"athanor {kind} experiment={name}",
+            "command": "athanor pipeline experiment=pipelines/demo",
             **extra,
         }
         self.clock += seconds
@@ -223,11 +223,15 @@ class Builder:
                         {key: question[key] for key in ("id", "prompt", "answer", "language", "family", "level")}
                         | {"response": question["answer"] if value else wrong, "correct": bool(value)}
                     )
-            kl = [abs(luck.gauss(0.0 if skill < 0.6 else 0.03, 0.01)) for _ in questions]
+            far = abs(skill - SKILL["sft/demo"]) * 3
+            kl = [far * luck.expovariate(1) for _ in questions]
             add("reward", "reward", "higher", questions, [4 * r - 2 + luck.gauss(0, 0.7) for r in right], cells[:3])
             add("kl_to_reference", "nats/token", "none", questions, kl, cells[:1], [luck.randint(2, 9) for _ in kl])
+            add("kl_of_response", "nats/response", "none", questions, kl, cells[:1])
             pairs = [float(luck.random() < 0.5 + skill / 2) for _ in questions]
             add("implicit_preference_accuracy", "fraction", "higher", questions, pairs, cells[:3])
+            lengths = [luck.choice([0.0, 0.5, 1.0]) for _ in questions]
+            add("length_baseline_accuracy", "fraction", "none", questions, lengths, cells[:3])
             documents = [{"id": f"validation/{i}", "language": "en" if i % 5 else "zh"} for i in range(160)]
             tokens = [luck.randint(60, 900) for _ in documents]
             nats = [t * (2.1 + 0.3 * (skill - 0.02) + luck.gauss(0, 0.3)) for t in tokens]

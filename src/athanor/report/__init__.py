@@ -54,7 +54,7 @@ def render(gathered: Gathered) -> str:
     folder = Path(__file__).parent
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     context = _context(gathered) | {"style": Markup(style), "script": Markup(script), "version": __version__}
-    return environment.get_template("page.html").render(context)
+    return environment.get_template("page.html").render(context).strip() + "\n"
 
 
 def _context(gathered: Gathered) -> dict[str, Any]:

@@ -7,14 +7,15 @@ MISSING = "–"  # an en dash
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """About `digits` significant digits, no exponent between 0.001 and a million."""
+    """About `digits` significant digits; two and an exponent below 0.001 and from a million on."""
     if value is None or not math.isfinite(value):
         return MISSING
     if value == 0:
         return "0"
     size = abs(value)
     if size >= 1e6 or size < 1e-3:
-        return f"{value:.{digits - 1}g}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")
     places = max(0, digits - 1 - math.floor(math.log10(size)))
     return f"{value:,.{min(places, 4)}f}".replace("-", "−")
 

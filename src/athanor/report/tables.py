@@ -19,6 +19,7 @@ METRICS = {
     "exact_match": Metric("Exact match", "greedy answers equal to the right one", "higher"),
     "reward": Metric("Learned reward", "mean reward of greedy answers under the reward model", "higher"),
     "kl_to_reference": Metric("KL to reference", "nats a token, on the model's own answers", "none"),
+    "kl_of_response": Metric("KL of a response", "nats a response, on the model's own answers", "none"),
     "implicit_preference_accuracy": Metric(
         "Prefers the better answer", "held-out pairs whose chosen answer has the higher log-probability", "higher"
     ),
@@ -141,6 +142,9 @@ def compare(run: RunView, baseline: RunView | None, record: dict) -> Cell:
 def comparison(gathered: Gathered, runs: list[RunView]) -> tuple[list[Column], list[Row]]:
     """Models x metrics over all items, bits per byte by language."""
     names = dict.fromkeys(record["name"] for run in runs for record in rows_of(run))
+    by_length = next((r for run in runs if (r := find(run, "length_baseline_accuracy"))), None)
+    if by_length is not None and "implicit_preference_accuracy" in names:  # the same for every model: said once
+        del names["length_baseline_accuracy"]
     columns: list[Column] = []
     for name in sorted(names, key=lambda name: [*METRICS, name].index(name)):
         slices: list[dict] = [{}]
@@ -158,7 +162,10 @@ def comparison(gathered: Gathered, runs: list[RunView]) -> tuple[list[Column], l
                 continue
             known = METRICS.get(name) or Metric(name.replace("_", " ").capitalize(), record.get("unit") or "", "none")
             label = known.label + "".join(f", {LANGUAGES.get(v, v)}" for v in slice.values())
-            columns.append(Column(name, label, known.meaning, record.get("unit"), slice))
+            meaning = known.meaning
+            if name == "implicit_preference_accuracy" and by_length is not None:
+                meaning += f"; by length alone {measure(by_length['value'], 'fraction')}"
+            columns.append(Column(name, label, meaning, record.get("unit"), slice))
     rows = []
     for run in runs:
         baseline = baseline_of(gathered, run)
