@@ -1,0 +1,129 @@
+"""Reading compressed files with errors that name the file, and writing them whole or not at all."""
+
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from athanor.errors import UserError
+
+
+class ZstandardReader(io.RawIOBase):
+    """Decompressed bytes of a zstd file. Unlike `zstandard.open` it raises EOFError where the file was cut off."""
+
+    def __init__(self, raw: BinaryIO):
+        self.raw = raw
+        self.frame: zstandard.ZstdDecompressionObj | None = None
+        self.compressed = b""
+        self.pending = memoryview(b"")
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True  # to where it is: FastWARC asks for the position by seeking
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if (offset, whence) in ((0, io.SEEK_CUR), (self.position, io.SEEK_SET)):
+            return self.position
+        raise io.UnsupportedOperation("zstd files are read from beginning to end")
+
+    def readinto(self, buffer) -> int:
+        while not self.pending:
+            compressed = self.compressed or self.raw.read(1 << 18)
+            if not compressed:
+                if self.frame:
+                    raise EOFError("the last frame has no end")
+                return 0
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.pending, self.compressed = memoryview(self.frame.decompress(compressed)), b""
+            if self.frame.eof:
+                self.compressed, self.frame = self.frame.unused_data, None
+        size = min(len(buffer), len(self.pending))
+        buffer[:size], self.pending = self.pending[:size], self.pending[size:]
+        self.position += size
+        return size
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Turns what a missing, truncated or corrupted file raises into a UserError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path in `inputs` of the experiment.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory; name the files in it, for example with a glob.") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise UserError(f"{path} is truncated or corrupted ({error}); fetch or make it again.") from None
+    except PermissionError:
+        raise UserError(f"{path} may not be read; change its permissions.") from None
+
+
+class Input:
+    """A file opened for reading, decompressed if its name ends in .gz or .zst. `position` counts compressed bytes."""
+
+    def __init__(self, path: str | Path):
+        self.path = path
+        with naming(path):
+            self.raw: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by __exit__
+        self.stream: BinaryIO | gzip.GzipFile = self.raw
+        if str(path).endswith(".gz"):
+            self.stream = gzip.GzipFile(fileobj=self.raw)
+        elif str(path).endswith(".zst"):
+            self.stream = io.BufferedReader(ZstandardReader(self.raw), 1 << 20)
+
+    @property
+    def position(self) -> int:
+        return self.raw.tell()
+
+    def read(self) -> bytes:
+        with naming(self.path):
+            return self.stream.read()
+
+    def lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """(line number from 1, byte offset in the decompressed text, line with its newline)."""
+        offset = 0
+        with naming(self.path):
+            for number, line in enumerate(self.stream, 1):
+                yield number, offset, line
+                offset += len(line)
+
+    def __enter__(self) -> "Input":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stream.close()
+        self.raw.close()
+
+
+def decode(data: bytes, path: str | Path, offset: int = 0) -> str:
+    """Strict UTF-8, a byte order mark removed. `offset`: where data begins in the file, for the error's text."""
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at byte offset {offset + error.start}; "
+            "convert it first, for example with `iconv -f GB18030 -t UTF-8`."
+        ) from None
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved onto it on success and removed on failure."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,251 @@
+"""Text to token ids and back, exactly: SentencePiece without any normalization, every unknown character as its bytes.
+
+For every string, decode(encode(text)) == text. The roles of a chat are control symbols: no text, whoever wrote it,
+encodes to their ids; templates put them in by id.
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import sentencepiece
+
+from athanor.corpus.documents import Document, documents_of
+from athanor.errors import UserError
+
+if TYPE_CHECKING:
+    from athanor.runs.context import RunContext
+
+FILENAME = "tokenizer.model"
+SPECIAL = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+META_SPACE = "▁"  # U+2581, in which SentencePiece writes spaces
+# SentencePiece learns from lines. Newlines and tabs encode as bytes, and a text's own U+2581 must not teach spaces.
+LINE_BREAK = re.compile(f"[\n\t{META_SPACE}]")
+ASCII = "".join(map(chr, range(0x21, 0x7F)))  # pieces whatever the coverage: digits above all
+SURROGATE = re.compile("[\ud800-\udfff]")
+MEASURED = 2_000_000  # bytes of text in each language on which compression is measured
+
+
+class Tokenizer:
+    """A trained tokenizer.
+
+    special: ids of the chat roles.
+
+    Args:
+        path: a `tokenizer.model`, or the directory of a run that has one (its hash is then verified).
+    """
+
+    def __init__(self, path: str | Path):
+        model = Path(path)
+        if model.is_dir():
+            from athanor.runs.store import open_run
+
+            model = open_run(str(path)).path(FILENAME)
+        if not model.is_file():
+            raise UserError(f"{model} does not exist; train a tokenizer first.")
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model.read_bytes())
+        except RuntimeError:
+            raise UserError(f"{model} is not a SentencePiece model; train the tokenizer again.") from None
+        ids = {piece: self.processor.piece_to_id(piece) for piece in (*SPECIAL, "<0x00>")}
+        if missing := [piece for piece, index in ids.items() if index == self.processor.unk_id()]:
+            raise UserError(
+                f"{path} lacks {', '.join(missing)}; train the tokenizer with athanor.corpus.tokenizer.TrainTokenizer."
+            )
+        self.special = {piece: ids[piece] for piece in SPECIAL}
+        self.vocabulary_size: int = self.processor.vocab_size()
+        self.pad_id: int = self.processor.pad_id()
+        self.bos_id: int = self.processor.bos_id()
+        self.eos_id: int = self.processor.eos_id()
+        self.unk_id: int = self.processor.unk_id()
+        self.meta_space = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in META_SPACE.encode()]
+
+    def encode(self, text: str) -> list[int]:
+        """Neither beginning nor end of sequence is added."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
+        parts = [text.split(META_SPACE) for text in texts]
+        try:
+            encoded = iter(self.processor.encode([part for split in parts for part in split], num_threads=threads))
+        except (RuntimeError, TypeError):
+            if any(map(SURROGATE.search, texts)):
+                raise UserError("a text has half of a surrogate pair, which nothing can write; mend it.") from None
+            raise
+        batch = []
+        for split in parts:
+            ids = list(next(encoded))
+            for _ in split[1:]:
+                ids += self.meta_space
+                ids += next(encoded)
+            batch.append(ids)
+        return batch
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """Bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            special: write the chat roles out; otherwise they, like padding and the ends of sequences, are left out.
+        """
+        ids = [int(index) for index in ids]
+        if not special:
+            return self.processor.decode(ids)
+        names = {index: piece for piece, index in self.special.items()}
+        text, plain = "", list[int]()
+        for index in ids:
+            if index in names:
+                text += self.processor.decode(plain) + names[index]
+                plain = []
+            else:
+                plain.append(index)
+        return text + self.processor.decode(plain)
+
+    def piece(self, index: int) -> str:
+        """What the vocabulary shows for an id, spaces as U+2581."""
+        return self.processor.id_to_piece(int(index))
+
+
+class TrainTokenizer:
+    """Trains on prepared documents; writes tokenizer.model and tokenizer.json.
+
+        {"model_type", "vocabulary_size", "bytes_per_token": {language: UTF-8 bytes a token},
+         "round_trip": share of texts restored exactly, "trained_on": {language: bytes}}
+
+    Training is single-threaded, so that equal documents give equal bytes.
+
+    Args:
+        documents: directory of a run that prepared documents, or several.
+        model_type: byte-pair encoding or unigram language model.
+        vocabulary_size: of all pieces, with 256 bytes, 4 roles, padding, beginning, end, unknown. A multiple of
+            64 suits matrices.
+        character_coverage: share of the text's characters that get a piece of their own; the rest become bytes.
+        split_digits: every digit is a token.
+        max_bytes: train on about so many bytes, of documents drawn by the hash of their text. None is all.
+    """
+
+    def __init__(
+        self,
+        documents: str | list[str],
+        vocabulary_size: int,
+        model_type: Literal["bpe", "unigram"] = "bpe",
+        character_coverage: float = 0.9995,
+        split_digits: bool = True,
+        max_bytes: int | None = None,
+    ):
+        self.documents = [documents] if isinstance(documents, str) else list(documents)
+        self.vocabulary_size = vocabulary_size
+        self.model_type = model_type
+        self.character_coverage = character_coverage
+        self.split_digits = split_digits
+        self.max_bytes = max_bytes
+        if not 0.98 <= character_coverage <= 1:
+            raise UserError(f"character_coverage {character_coverage} must lie between 0.98 and 1.")
+        if vocabulary_size > 2**31 - 1 or vocabulary_size < 1:
+            raise UserError(f"vocabulary_size {vocabulary_size} must be a positive number below 2^31.")
+
+    def run(self, run: "RunContext") -> dict[str, float]:
+        run.progress.stage("tokenizer")
+        sizes: dict[str, int] = {}
+        for document in self.read():
+            sizes[document.language] = sizes.get(document.language, 0) + len(document.text.encode())
+        total = sum(sizes.values())
+        share = 1.0 if self.max_bytes is None else min(1.0, self.max_bytes / total)
+        trained: dict[str, int] = {}
+
+        def lines() -> Iterator[str]:
+            done = 0
+            for document in self.read():
+                length = len(document.text.encode())
+                done += length
+                run.progress.update(done, total)
+                if fraction(document.text) < share:
+                    trained[document.language] = trained.get(document.language, 0) + length
+                    yield from filter(None, LINE_BREAK.split(document.text))
+
+        model = self.train(lines())
+        with run.temporary(FILENAME) as path:
+            path.write_bytes(model)
+        tokenizer = Tokenizer(run.directory / FILENAME)
+
+        tokens: dict[str, int] = dict.fromkeys(sorted(sizes), 0)
+        measured = dict(tokens)
+        exact = count = 0
+        for document in self.read():
+            if fraction(document.text) < MEASURED / sizes[document.language]:
+                ids = tokenizer.encode(document.text)
+                tokens[document.language] += len(ids)
+                measured[document.language] += len(document.text.encode())
+                exact += tokenizer.decode(ids) == document.text
+                count += 1
+        compression = {
+            language: round(measured[language] / tokens[language], 4) for language in tokens if tokens[language]
+        }
+        account = {
+            "model_type": self.model_type,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "bytes_per_token": compression,
+            "round_trip": exact / max(count, 1),
+            "trained_on": dict(sorted(trained.items())),
+        }
+        with run.temporary("tokenizer.json") as path:
+            path.write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
+        return {f"bytes_per_token/{language}": value for language, value in compression.items()}
+
+    def read(self) -> Iterator[Document]:
+        for run in self.documents:
+            yield from documents_of(run)
+
+    def train(self, lines: Iterator[str]) -> bytes:
+        writer = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=lines,
+                model_writer=writer,
+                model_type=self.model_type,
+                vocab_size=self.vocabulary_size,
+                character_coverage=self.character_coverage,
+                required_chars=ASCII,
+                split_digits=self.split_digits,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                allow_whitespace_only_pieces=True,
+                control_symbols=list(SPECIAL),
+                pad_id=0,
+                bos_id=1,
+                eos_id=2,
+                unk_id=3,
+                max_sentence_length=2**30,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise UserError(self.explain(str(error))) from None
+        model = writer.getvalue()
+        size = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()
+        if size < self.vocabulary_size:
+            raise UserError(self.too_large(size))
+        return model
+
+    def explain(self, message: str) -> str:
+        if found := re.search(r"set it to a value <= (\d+)", message):
+            return self.too_large(int(found[1]))
+        if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+            return (
+                f"vocabulary_size {self.vocabulary_size} is too small: the characters that character_coverage asks for "
+                f"need {found[1]}; enlarge it or lower character_coverage."
+            )
+        return f"SentencePiece cannot train on these documents: {message}"
+
+    def too_large(self, largest: int) -> str:
+        return f"vocabulary_size {self.vocabulary_size} is too large for these documents; the largest is {largest}."
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone, evenly spread over texts."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64

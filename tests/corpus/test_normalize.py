@@ -1,0 +1,58 @@
+"""One spelling for one text."""
+
+import random
+import unicodedata
+
+import pytest
+from corpus_harness import CHINESE, ENGLISH, document
+
+from athanor.corpus.normalize import Normalize, normalize
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("e\u0301", "é"),
+        ("か\u3099", "が"),
+        ("a\r\nb\rc\u2028d\x85e\x0cf", "a\nb\nc\nd\ne\nf"),
+        ("a\u00a0b\u2009c\u202fd", "a b c d"),
+        ("a\x00b\x1bc\x7fd\x9fe", "abcde"),
+        ("zero\u200bwidth\ufeff so\u00adft \u202eleft\u2066", "zerowidth soft left"),
+        ("half \ud800 pair\ufffe", "half  pair"),
+        ("trailing  \nspaces\t\n\u3000\n end ", "trailing\nspaces\n\n end"),
+        ("a\n\n\n\n\nb\n\n", "a\n\nb"),
+        ("if x:\n\ty = 1\n    z  =  2", "if x:\n\ty = 1\n    z  =  2"),
+        ("\u3000\u3000第一段。\n\u3000\u3000第二段。", "\u3000\u3000第一段。\n\u3000\u3000第二段。"),
+        ("می\u200cخواهم 👨\u200d👩\u200d👧", "می\u200cخواهم 👨\u200d👩\u200d👧"),
+        ("“全角”！，。ＡＢＣ①", "“全角”！，。ＡＢＣ①"),
+        (ENGLISH, ENGLISH),
+        (CHINESE, CHINESE),
+    ],
+)
+def test_each_rule(text, expected):
+    assert normalize(text) == expected
+
+
+def test_idempotent_and_clean_on_noise():
+    rng = random.Random(1)
+    alphabet = "ab 中\n\r\t\u00a0\u200b\u0301\u3099\u3000\x00\x0c\x85\u2028\ufeff\ud800e\u0323か"
+    for _ in range(3000):
+        text = normalize("".join(rng.choices(alphabet, k=rng.randint(0, 30))))
+        assert normalize(text) == text
+        assert unicodedata.is_normalized("NFC", text)
+        assert not {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs")} - {"\n", "\t"}
+        assert "\n\n\n" not in text
+        assert not any(line != line.rstrip() for line in text.split("\n"))
+
+
+def test_the_step_counts():
+    step = Normalize()
+    given = [document("same"), document("not\r\nsame"), document("\u200b \n"), document("")]
+    assert [d.text for d in step(given)] == ["same", "not\nsame"]
+    assert step.counts == {"changed": 1}
+    assert step.dropped == {"empty": 2}
+
+
+def test_spaces_collapse_only_on_demand_and_only_inside():
+    (result,) = Normalize(collapse_spaces=True)([document("    indented  code\t\tand   text")])
+    assert result.text == "    indented code and text"
