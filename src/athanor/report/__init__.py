@@ -64,6 +64,8 @@ def _context(gathered: Gathered) -> dict[str, Any]:
     columns, rows = tables.comparison(gathered, policies)
     judge_columns, judge_rows = tables.comparison(gathered, judges)
     sampled, samples = tables.samples(policies)
+    if not samples:
+        sampled, samples = tables.samples(trained, tables.said_in_training)
     headline_metric = "exact_match" if any(tables.find(run, "exact_match") for run in policies) else None
     return {
         "report": gathered,

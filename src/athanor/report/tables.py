@@ -1,5 +1,7 @@
 """What the evaluations say: models x metrics, differences to the SFT model, breakdowns, samples, findings in words."""
 
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from athanor.evaluation.statistics import Interval, paired_difference
@@ -212,15 +214,31 @@ class Sample(NamedTuple):
     answers: list[Answer | None]
 
 
-def samples(runs: list[RunView], by_language: int = 6) -> tuple[list[RunView], list[Sample]]:
+def said_in_evaluation(run: RunView) -> list[dict]:
+    return [sample for evaluation in run.evaluations for sample in evaluation.results.get("samples") or []]
+
+
+def said_in_training(run: RunView) -> list[dict]:
+    """What the model said at its last validation; the language is guessed from the script."""
+    lines = run.lines("samples.jsonl")
+    last = max((line.get("step") or 0 for line in lines), default=0)
+    return [
+        line | {"language": "zh" if re.search("[\u4e00-\u9fff]", str(line.get("prompt"))) else "en"}
+        for line in lines
+        if (line.get("step") or 0) == last
+    ]
+
+
+def samples(
+    runs: list[RunView], said: Callable[[RunView], list[dict]] = said_in_evaluation, by_language: int = 6
+) -> tuple[list[RunView], list[Sample]]:
     """The same prompts answered by each model: first those on which they differ, one of each family before a second."""
     answered: dict[tuple, dict[int, dict]] = {}
     for position, run in enumerate(runs):
-        for evaluation in run.evaluations:
-            for sample in evaluation.results.get("samples") or []:
-                if isinstance(sample, dict) and sample.get("prompt"):
-                    key = (sample.get("id"), str(sample["prompt"]))
-                    answered.setdefault(key, {}).setdefault(position, sample)
+        for sample in said(run):
+            if isinstance(sample, dict) and sample.get("prompt"):
+                key = (sample.get("id"), str(sample["prompt"]))
+                answered.setdefault(key, {}).setdefault(position, sample)
     positions = sorted({position for given in answered.values() for position in given})
     usual = [given for given in answered.values() if len(given) == len(positions)] or list(answered.values())
 
