@@ -186,5 +186,7 @@ def verified(path: Path) -> Path:
     """The file itself, its hash verified if it is an output of a run; any other file is taken as it is."""
     for folder in path.absolute().parents:
         if (folder / MANIFEST).is_file():
-            return Run(folder).path(str(path.absolute().relative_to(folder)))
+            run = Run(folder)
+            if isinstance(run.manifest, dict) and "fingerprint" in run.manifest:  # others too call a file manifest.json
+                return run.path(str(path.absolute().relative_to(folder)))
     return path
