@@ -198,6 +198,22 @@ def test_max_bytes_draws_documents_by_their_text(tmp_path, job):
     assert set(account["trained_on"]) == {"en", "zh"}
 
 
+def test_max_bytes_that_leaves_nothing(tmp_path, job):
+    with pytest.raises(UserError, match="no text to train a tokenizer on; enlarge max_bytes"):
+        job("none", TrainTokenizer(corpus(tmp_path / "documents"), 640, max_bytes=0))
+
+
+@pytest.mark.parametrize("failure", [UserError("a file is damaged"), KeyboardInterrupt()])
+def test_what_stops_the_reading_is_what_is_raised(failure):
+    def lines():
+        yield ENGLISH
+        raise failure
+
+    with pytest.raises(type(failure)) as error:
+        TrainTokenizer("x", 640).train(lines())
+    assert error.value is failure
+
+
 def test_fraction_is_even():
     values = sorted(fraction(str(n)) for n in range(1000))
     assert max(abs(value - n / 1000) for n, value in enumerate(values)) < 0.06

@@ -43,7 +43,7 @@ class PrepareDocuments:
                 )
 
     def run(self, run: "RunContext") -> dict[str, float]:
-        run.progress.stage("documents")
+        run.progress.stage("cleaning")
         incoming = {source.name: Counter(documents=0, bytes=0) for source in self.sources}
         languages: dict[str, Counter[str]] = {}
         passed = [0] * (len(self.steps) + 1)  # documents that came to each step, and to the end

@@ -62,7 +62,7 @@ class WriteShards:
         return "validation" if position < self.validation_fraction else "train"
 
     def run(self, run: "RunContext") -> dict[str, float]:
-        run.progress.stage("shards")
+        run.progress.stage("encoding")
         tokenizer = Tokenizer(self.tokenizer)
         dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 2**16 else "<u4")
         languages = sorted({document.language for document in self.read()})

@@ -47,9 +47,14 @@ class Source:
         self.licence = licence
         self.max_bytes = max_bytes
         self.skipped: Counter[str] = Counter()
-        self.bytes_read = 0  # of the files, compressed
+        self.done = 0  # bytes of the files that were read to their end, compressed
+        self.current: Input | None = None
         if not self.files:
             raise UserError(f"source {name} has no files; check its glob in `inputs`.")
+
+    @property
+    def bytes_read(self) -> int:
+        return self.done + (self.current.position if self.current else 0)
 
     @property
     def bytes_total(self) -> int:
@@ -67,13 +72,11 @@ class Source:
             yield document
 
     def inputs(self) -> Iterator[Input]:
-        """The files, opened one after another; keeps `bytes_read`."""
-        done = 0
+        """The files, opened one after another."""
         for path in self.files:
-            with Input(path) as file:
-                yield file
-                done += file.position
-                self.bytes_read = done
+            with Input(path) as self.current:
+                yield self.current
+            self.done, self.current = self.done + Path(path).stat().st_size, None
 
     def document(self, identity: str, text: str, **meta: Any) -> Document:
         return Document(f"{self.name}/{identity}", text, self.name, self.language, meta)
@@ -154,9 +157,7 @@ class Records(Source):
                 text, format_meta = self.content(record, where)
                 meta = {key: field(record, key, where) for key in self.meta_keys} | format_meta
                 if not self.group_by:
-                    identity = (
-                        field(record, self.id_key, where) if self.id_key else f"{Path(file.path).name}:{number}"
-                    )
+                    identity = field(record, self.id_key, where) if self.id_key else f"{Path(file.path).name}:{number}"
                     yield self.document(str(identity), text, **meta)
                     continue
                 label = "/".join(str(field(record, key, where)) for key in self.group_by)
@@ -313,7 +314,7 @@ class Documents(Source):
     def documents(self) -> Iterator[Document]:
         for document in documents_of(self.run):
             yield document._replace(source=self.name)
-        self.bytes_read = self.bytes_total
+        self.done = self.bytes_total
 
 
 class PythonStandardLibrary(Source):
@@ -358,7 +359,7 @@ class PythonStandardLibrary(Source):
                     broken.add(module)
                     self.skipped["does not parse"] += 1
                     continue
-                self.bytes_read += len(data) // len(self.include)
+                self.done += len(data) // len(self.include)
                 if part == "source" and text.strip():
                     yield self.document(f"{module}/source", text, group=module)
                 elif part == "docstrings" and entries:

@@ -148,7 +148,7 @@ class TrainTokenizer:
             raise UserError(f"vocabulary_size {vocabulary_size} must be a positive number below 2^31.")
 
     def run(self, run: "RunContext") -> dict[str, float]:
-        run.progress.stage("tokenizer")
+        run.progress.stage("reading")
         sizes: dict[str, int] = {}
         for document in self.read():
             sizes[document.language] = sizes.get(document.language, 0) + len(document.text.encode())
@@ -165,6 +165,7 @@ class TrainTokenizer:
                 if fraction(document.text) < share:
                     trained[document.language] = trained.get(document.language, 0) + length
                     yield from filter(None, LINE_BREAK.split(document.text))
+            run.progress.stage("training")
 
         model = self.train(lines())
         with run.temporary(FILENAME) as path:
@@ -173,12 +174,16 @@ class TrainTokenizer:
 
         tokens: dict[str, int] = dict.fromkeys(sorted(sizes), 0)
         measured = dict(tokens)
-        exact = count = 0
+        exact = count = done = 0
+        run.progress.stage("measuring")
         for document in self.read():
-            if fraction(document.text) < MEASURED / sizes[document.language]:
+            length = len(document.text.encode())
+            done += length
+            run.progress.update(done, total)
+            if fraction(document.text) < MEASURED / max(1, sizes[document.language]):
                 ids = tokenizer.encode(document.text)
                 tokens[document.language] += len(ids)
-                measured[document.language] += len(document.text.encode())
+                measured[document.language] += length
                 exact += tokenizer.decode(ids) == document.text
                 count += 1
         compression = {
@@ -201,9 +206,18 @@ class TrainTokenizer:
 
     def train(self, lines: Iterator[str]) -> bytes:
         writer = io.BytesIO()
+        failures: list[BaseException] = []  # SentencePiece turns them, interrupts too, into a RuntimeError
+
+        def guarded() -> Iterator[str]:
+            try:
+                yield from lines
+            except BaseException as failure:
+                failures.append(failure)
+                raise
+
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines,
+                sentence_iterator=guarded(),
                 model_writer=writer,
                 model_type=self.model_type,
                 vocab_size=self.vocabulary_size,
@@ -225,6 +239,8 @@ class TrainTokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
+            if failures:
+                raise failures[0] from None
             raise UserError(self.explain(str(error))) from None
         model = writer.getvalue()
         size = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()
@@ -240,6 +256,8 @@ class TrainTokenizer:
                 f"vocabulary_size {self.vocabulary_size} is too small: the characters that character_coverage asks for "
                 f"need {found[1]}; enlarge it or lower character_coverage."
             )
+        if "!sentences_.empty()" in message:
+            return "there is no text to train a tokenizer on; enlarge max_bytes or add documents."
         return f"SentencePiece cannot train on these documents: {message}"
 
     def too_large(self, largest: int) -> str:
