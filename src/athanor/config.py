@@ -74,8 +74,9 @@ class Experiment:
         return shlex.join(("athanor", self.kind, f"experiment={self.name}", *self.overrides))
 
     def validate(self) -> None:
-        """Raise one UserError with every problem of this experiment."""
-        if problems := [*self.problems, *check(self.config, self.variables)]:
+        """Raise one UserError with every problem of this experiment, and what keeps its inputs from being found."""
+        upstream = [f"{entry.name}: {problem}" for entry in self.upstream() for problem in entry.problems]
+        if problems := [*self.problems, *upstream, *check(self.config, self.variables)]:
             raise UserError(_listed(f"{self.name} cannot run", problems))
 
     def upstream(self) -> Iterator[Experiment]:
@@ -108,7 +109,7 @@ def load(
         UserError: the experiment does not compose. Problems that leave it composable are kept for `validate`.
     """
     loader = _Loader(stand_ins or {})
-    experiment = loader.load(name, tuple(overrides), inputs or {}, None)
+    experiment = loader.load(name, tuple(overrides), inputs)
     for hashes in loader.hashes.values():
         hashes.save()
     return experiment
@@ -149,6 +150,11 @@ def applicable(name: str, overrides: Sequence[str]) -> list[str]:
     return [text for text in overrides if _has(config, _parse(text).key_or_group.replace("/", "."))]
 
 
+def is_execution(override: str) -> bool:
+    """Whether an override concerns how and not what: it leaves the fingerprint alone."""
+    return re.split(r"[.=@/]", override.lstrip("+~"), maxsplit=1)[0] in EXECUTION
+
+
 def fingerprint(kind: str, science: Mapping[str, Any]) -> str:
     """16 hex digits over kind and science: equal exactly where the same thing would be computed."""
     text = json.dumps({"kind": kind, "science": science}, sort_keys=True, separators=(",", ":"), default=str)
@@ -164,36 +170,26 @@ class _Loader:
         self.hashes: dict[Path, Hashes] = {}
         self.under_way: list[str] = []
 
-    def load(
-        self,
-        name: str,
-        overrides: tuple[str, ...],
-        inputs: Mapping[str, Experiment] | None = None,
-        paths: dict[str, Any] | None = None,
-    ) -> Experiment:
+    def load(self, name: str, overrides: tuple[str, ...], inputs: Mapping[str, Experiment] | None = None) -> Experiment:
         if (known := self.loaded.get((name, overrides))) is None:
             if name in self.under_way:
                 raise UserError(f"the inputs of {name} lead back to itself: {' <- '.join([*self.under_way, name])}")
             self.under_way.append(name)
-            known = self.loaded[name, overrides] = self._load(name, overrides, inputs or {}, paths)
+            known = self.loaded[name, overrides] = self._load(name, overrides, inputs or {})
             self.under_way.pop()
         return known
 
-    def _load(
-        self, name: str, overrides: tuple[str, ...], given: Mapping[str, Experiment], paths: dict[str, Any] | None
-    ) -> Experiment:
+    def _load(self, name: str, overrides: tuple[str, ...], given: Mapping[str, Experiment]) -> Experiment:
         composed = _compose(name, overrides)
         kind = composed.get("kind")
         references = frozenset(re.findall(r"\$\{(\w+)", json.dumps(OmegaConf.to_container(composed), default=str)))
         composed.name = name
         composed.inputs = composed.get("inputs") or {}
         problems: list[str] = []
-        if paths is None:
-            paths = {
-                key: str((catalog.project() / value).absolute()) if isinstance(value, str) and value != "???" else value
-                for key, value in _plain(composed.paths, "paths", problems).items()
-            }
-        composed.paths = paths
+        composed.paths = paths = {
+            key: str((catalog.project() / value).absolute()) if isinstance(value, str) and value != "???" else value
+            for key, value in _plain(composed.paths, "paths", problems).items()
+        }
         root = Path(paths["runs"])
 
         if unknown := sorted(set(given) - set(map(str, composed.inputs))):
@@ -207,12 +203,18 @@ class _Loader:
                 elif key in given:
                     inputs[key] = _from_experiment(key, given[key])
                 else:
-                    inputs[key] = self._input(key, spec, paths, root)
+                    inputs[key] = self._input(key, spec, tuple(filter(_is_path, overrides)), root)
             except UserError as error:
                 problems.append(f"inputs.{key}: {error}")
                 inputs[key] = unresolved
 
         science = composed.copy()
+        pins = tuple(
+            f"inputs.{key}={entry.experiment.name}/{entry.fingerprint}"
+            for key, entry in inputs.items()
+            if entry.experiment and (key in given or entry.source in self.stand_ins)
+            if not all(map(is_execution, entry.experiment.overrides))
+        )
         composed.inputs = {key: entry.value for key, entry in inputs.items()}
         science.inputs = {key: entry.fingerprint for key, entry in inputs.items()}
         for key in EXECUTION:
@@ -229,12 +231,12 @@ class _Loader:
             inputs=inputs,
             fingerprint=digest,
             directory=root / name / digest,
-            overrides=overrides,
+            overrides=(*overrides, *pins),
             problems=tuple(problems),
             variables=references,
         )
 
-    def _input(self, key: str, spec: Any, paths: dict[str, Any], root: Path) -> Input:
+    def _input(self, key: str, spec: Any, inherited: tuple[str, ...], root: Path) -> Input:
         if spec == "???":
             raise UserError(f"unset; give it an experiment or a run: `inputs.{key}=...`")
         if isinstance(spec, str):
@@ -254,7 +256,7 @@ class _Loader:
             return Input(key, "run", run.fingerprint, [directory], run.name)
         if os.path.isabs(reference):
             raise UserError(f"{reference} is no run: it has no manifest.json")
-        return _from_experiment(key, self.load(reference, overrides, paths=paths))
+        return _from_experiment(key, self.load(reference, (*overrides, *inherited)))
 
     def _files(self, key: str, patterns: list[str], root: Path) -> Input:
         files: dict[Path, None] = {}
@@ -272,9 +274,12 @@ class _Loader:
 
 
 def _from_experiment(key: str, experiment: Experiment) -> Input:
-    if experiment.problems:
-        raise UserError("; ".join((f"in {experiment.name}", *experiment.problems)))
     return Input(key, "run", experiment.fingerprint, [experiment.directory], experiment.name, experiment)
+
+
+def _is_path(override: str) -> bool:
+    """Whether an override says where things are, which holds for an experiment's inputs too."""
+    return re.split(r"[.=@/]", override.lstrip("+~"), maxsplit=1)[0] == "paths"
 
 
 def _glob(pattern: str) -> list[Path]:

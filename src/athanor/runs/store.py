@@ -72,6 +72,9 @@ def execute(
         raise UserError(
             "\n  - ".join((f"{experiment.name} needs runs that are not finished; make them first:", *lines))
         )
+    for name, entry in experiment.inputs.items():
+        if entry.kind == "run" and (run := Run(entry.paths[0])).manifest["status"] != "finished":
+            raise UserError(f"inputs.{name}: {run.id} is {run.status}; finish it with `{run.command}`")
     with locked(experiment.directory):
         if is_finished(experiment) and not force:  # another process has just done it
             return _intact(experiment)

@@ -1,0 +1,373 @@
+"""The verbs. Nothing heavy is imported before one is chosen; what a user got wrong is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from athanor import __version__, catalog
+from athanor.errors import UserError
+
+if TYPE_CHECKING:
+    from athanor.config import Experiment
+    from athanor.progress import Progress
+    from athanor.runs.run import Run
+
+VERBS = {
+    "prepare": "make data: documents, tokenizers, shards, tasks",
+    "train": "train a model",
+    "evaluate": "measure a model",
+    "pipeline": "run chained experiments and write their report",
+    "runs": "list the runs",
+    "lineage": "walk from a run back to its raw documents, looking at every file",
+    "reproduce": "rerun a run and compare every output",
+    "report": "write the page about a run or a pipeline",
+}
+
+OVERVIEW = f"""usage: athanor VERB [...]
+
+Raw text to an aligned, evaluated language model, with a lineage for every number.
+
+{chr(10).join(f"  {verb:<10} {text}" for verb, text in VERBS.items())}
+
+`athanor VERB --help` says more and lists the experiments of that verb. To begin:
+
+  athanor pipeline experiment=pipelines/demo
+
+Exit codes: 0 done, 1 failed, 2 something to correct, 130 or 143 interrupted (the same command goes on)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or os.environ.get("ATHANOR_DEBUG") not in (None, "", "0")
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        _complain(error, str(error), debug)
+        return 2
+    except (KeyboardInterrupt, SystemExit) as error:
+        return _interrupted(error)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        from athanor.runs.store import RunFailedError
+
+        told = str(error) if isinstance(error, RunFailedError) else f"{type(error).__name__}: {error}"
+        _complain(error, f"{told}" if debug else f"{told} (--debug shows the traceback here)", debug)
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(OVERVIEW)
+        return 0
+    if words[0] == "--version":
+        print(f"athanor {__version__}")
+        return 0
+    verb = words.pop(0)
+    if verb not in VERBS:
+        raise UserError(f"there is no verb {verb!r}{catalog.suggest(verb, VERBS)}")
+    action: dict[str, Callable[[list[str]], int]] = {
+        "pipeline": _pipeline,
+        "runs": _runs,
+        "lineage": _lineage,
+        "reproduce": _reproduce,
+        "report": _report,
+    }
+    return action[verb](words) if verb in action else _experiment(verb, words)
+
+
+# The verbs
+
+
+def _experiment(verb: str, words: list[str]) -> int:
+    parser = _parser(verb, "experiment=NAME [key=value ...]", experiments=True)
+    _execution_options(parser)
+    parser.add_argument("--print", action="store_true", dest="show", help="show the resolved config and stop")
+    parser.add_argument("--with-inputs", action="store_true", help="make unfinished input runs first")
+    options = parser.parse_intermixed_args(words)
+    name, overrides = _chosen(verb, options.overrides)
+
+    from athanor import config
+
+    experiment = config.load(name, overrides)
+    if options.show:
+        import yaml
+
+        print(f"# {experiment.name}  {experiment.fingerprint}\n# {experiment.directory}")
+        print(yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True), end="")
+        if not options.check:
+            return 0
+    if options.check:
+        experiment.validate()
+        print(f"ok {experiment.name} {experiment.fingerprint} {_short(experiment.directory)}")
+        return 0
+
+    from athanor.progress import clock
+    from athanor.runs import store
+
+    execution = [text for text in overrides if config.is_execution(text)]
+    before = [_with(entry, execution) for entry in store.unfinished_inputs(experiment)] if options.with_inputs else []
+    for entry in (*before, experiment):
+        entry.validate()
+    done = store.is_finished(experiment) and not options.force
+    with _stoppable(), _progress(experiment) as progress:
+        if before:
+            progress.plan([entry.name for entry in (*before, experiment)])
+        for entry in before:
+            store.execute(entry, progress=progress)
+        run = store.execute(experiment, force=options.force, progress=progress)
+    took = "already done" if done else clock(run.manifest["seconds"])
+    print(f"{run.id}  {run.status}  {took}\n{_short(run.directory)}")
+    _table([(metric, _number(value)) for metric, value in run.metrics.items()])
+    return 0
+
+
+def _pipeline(words: list[str]) -> int:
+    parser = _parser("pipeline", "experiment=NAME [key=value ...] [step.key=value ...]", experiments=True)
+    _execution_options(parser)
+    options = parser.parse_intermixed_args(words)
+    name, overrides = _chosen("pipeline", options.overrides)
+
+    from athanor import pipeline
+
+    composed = pipeline.load(name, overrides)
+    if options.check:
+        pipeline.validate(composed)
+        for step, experiment in composed.steps.items():
+            print(f"ok {step} {experiment.name} {experiment.fingerprint} {_short(experiment.directory)}")
+        return 0
+
+    from athanor.progress import clock
+    from athanor.runs import store
+
+    done = {step for step, experiment in composed.steps.items() if store.is_finished(experiment) and not options.force}
+    with _stoppable(), _progress(next(iter(composed.steps.values()))) as progress:
+        runs = pipeline.run(composed, force=options.force, progress=progress)
+    rows = [("step", "run", "took", "", "")]
+    for step, run in runs.items():
+        took = "already done" if step in done else clock(run.manifest["seconds"])
+        rows.append((step, run.id, took, *_metric(run)))
+    _table(rows)
+    if page := pipeline.report_path(composed):
+        print(f"\nreport: {_short(page)}")
+    return 0
+
+
+def _runs(words: list[str]) -> int:
+    parser = _parser("runs", "[NAME]")
+    parser.add_argument("name", nargs="?", default="", help="only runs whose name holds this")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each run")
+    options = parser.parse_args(words)
+
+    from athanor.runs.run import list_runs
+
+    runs = [run for run in list_runs() if options.name in run.name]
+    if options.json:
+        import json
+
+        for run in runs:
+            shown = {"name": run.name, "fingerprint": run.fingerprint, "status": run.status, "metrics": run.metrics}
+            print(json.dumps({**shown, "started": run.manifest["started"], "directory": str(run.directory)}))
+        return 0
+    if not runs:
+        which = f" named like {options.name!r}" if options.name else ""
+        print(f"no runs{which} in {_short(catalog.runs_root())}")
+        return 0
+    rows = [("run", "fingerprint", "status", "age", "metric", "")]
+    _table(rows + [(run.name, run.fingerprint, run.status, run.age, *_metric(run)) for run in runs])
+    return 0
+
+
+def _lineage(words: list[str]) -> int:
+    parser = _parser("lineage", "RUN")
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("--fresh", action="store_true", help="read every byte again, however untouched a file seems")
+    parser.add_argument("--json", action="store_true", help="print the tree as JSON")
+    options = parser.parse_args(words)
+
+    from athanor.runs import lineage
+    from athanor.runs.run import open_run
+
+    tree = lineage.trace(open_run(options.run), fresh=options.fresh)
+    changed = lineage.problems(tree)
+    if options.json:
+        import json
+
+        print(json.dumps(tree, indent=2, ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        Console(highlight=False, soft_wrap=True).print(lineage.render(tree))
+        print("every file is as it was" if not changed else f"{len(changed)} changed or missing:")
+        for problem in changed:
+            print(f"  {problem}")
+    return 1 if changed else 0
+
+
+def _reproduce(words: list[str]) -> int:
+    parser = _parser("reproduce", "RUN")
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("--anyway", action="store_true", help="rerun though raw documents or inputs have changed")
+    options = parser.parse_args(words)
+
+    from athanor.progress import Progress
+    from athanor.runs import reproduce
+    from athanor.runs.run import open_run
+
+    with _stoppable(), Progress() as progress:
+        result = reproduce.reproduce(open_run(options.run), anyway=options.anyway, progress=progress)
+    print(result["text"])
+    return 0 if result["verdict"] == "bit-identical" else 1
+
+
+def _report(words: list[str]) -> int:
+    parser = _parser("report", "RUN_OR_PIPELINE [-o FILE]")
+    parser.add_argument("source", help=f"a pipeline's name or folder, or {RUN_HELP}")
+    parser.add_argument("-o", "--output", help="where to write it; default: report.html in its folder")
+    options = parser.parse_args(words)
+
+    from pathlib import Path
+
+    from athanor.runs.run import open_run
+
+    name = options.source.removeprefix("experiment=")
+    folders = [Path(name), catalog.runs_root() / name, catalog.runs_root() / "pipelines" / name]
+    source = next((folder for folder in folders if (folder / "pipeline.json").is_file()), None)
+    source = source or open_run(name).directory
+
+    from athanor import report
+
+    print(_short(report.write(source, Path(options.output) if options.output else source / "report.html")))
+    return 0
+
+
+# Their parts
+
+RUN_HELP = "a run's folder, `experiment/fingerprint` or the beginning of it, or an experiment that has one run"
+
+
+class _Parser(argparse.ArgumentParser):
+    listed = ""  # the verb whose experiments the help lists
+
+    def format_help(self) -> str:
+        if not self.listed:
+            return super().format_help()
+        entries = catalog.entries(self.listed)
+        width = max((len(entry.name) for entry in entries), default=0)
+        lines = [f"  {entry.name:<{width}}  {entry.description}".rstrip() for entry in entries]
+        return "\n".join((super().format_help(), "experiments:", *(lines or ["  none yet"]), ""))
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` says what there is")
+
+
+def _parser(verb: str, usage: str, *, experiments: bool = False) -> _Parser:
+    parser = _Parser(
+        prog=f"athanor {verb}",
+        usage=f"athanor {verb} {usage}",
+        description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
+        allow_abbrev=False,
+    )
+    if experiments:
+        parser.listed = verb
+        parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, in Hydra's syntax")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _execution_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--check", action="store_true", help="compose and check, build nothing, and stop")
+    parser.add_argument("--force", action="store_true", help="run though it is done already")
+
+
+def _chosen(verb: str, words: Sequence[str]) -> tuple[str, list[str]]:
+    """The experiment of a command line, of the right kind, and its overrides."""
+    names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    if len(names) != 1:
+        known = [entry.name for entry in catalog.entries(verb)]
+        bare = next((word for word in words if "=" not in word and word[0] not in "+~"), None)
+        if not names and bare:
+            near = bare if bare in known else f"{bare}` if you mean an experiment, or `key=value"
+            raise UserError(f"{bare!r} is no override; write `experiment={near}`")
+        said = "say one experiment, not several" if names else "say which experiment"
+        raise UserError(f"{said}: `athanor {verb} experiment=NAME`; there are: {', '.join(known) or 'none'}")
+    catalog.find(names[0], verb)
+    return names[0], [word for word in words if not word.startswith("experiment=")]
+
+
+def _with(experiment: Experiment, execution: Sequence[str]) -> Experiment:
+    """An input's experiment, run the way its reader was told to run."""
+    from athanor import config
+
+    more = [text for text in config.applicable(experiment.name, execution) if text not in experiment.overrides]
+    same = config.load(experiment.name, (*experiment.overrides, *more))
+    return same if same.directory == experiment.directory else experiment
+
+
+def _progress(experiment: Experiment) -> Progress:
+    from athanor.progress import Progress
+    from athanor.runs.context import rank
+
+    return Progress(experiment.config["display"]["progress"], quiet=rank() > 0)
+
+
+class _stoppable:  # noqa: N801
+    """SIGTERM ends the block by SystemExit(143), so that the run under way is written down as interrupted."""
+
+    def __enter__(self) -> None:
+        def stop(number: int, frame: Any) -> NoReturn:
+            raise SystemExit(128 + signal.SIGTERM)
+
+        self.previous = signal.signal(signal.SIGTERM, stop)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
+
+
+def _interrupted(error: BaseException) -> int:
+    code = error.code if isinstance(error, SystemExit) else 130
+    if code == 1 and isinstance(error.__context__, KeyboardInterrupt):  # as Lightning ends on Ctrl-C
+        code = 130
+    if code in (130, 143):
+        print("athanor: interrupted; the same command goes on", file=sys.stderr)
+    return code if isinstance(code, int) else 0 if code is None else 1
+
+
+def _complain(error: BaseException, text: str, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"athanor: {text}", file=sys.stderr)
+
+
+def _metric(run: Run) -> tuple[str, str]:
+    """The first of a run's metrics, which is its most telling one."""
+    return next(((name, _number(value)) for name, value in run.metrics.items()), ("", ""))
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _short(path: Any) -> str:
+    """A path as seen from here, if it is below."""
+    from pathlib import Path
+
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else str(path)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip())
