@@ -55,15 +55,17 @@ def sample(
         UserError: prompt and new tokens together exceed the model's context.
     """
     rows, width = tokens_BP.shape
-    longest = int(lengths_B.max())
-    if longest + max_new_tokens > model.context:
+    longest, context = int(lengths_B.max()), int(model.context)  # type: ignore[arg-type]
+    if longest + max_new_tokens > context:
         raise UserError(
             f"A prompt of {longest} tokens plus {max_new_tokens} new ones exceeds the model's context of "
-            f"{model.context}; lower max_new_tokens or drop long prompts."
+            f"{context}; lower max_new_tokens or drop long prompts."
         )
     if temperature > 0 and uniforms_BN is None:
         raise ValueError("sampling needs uniforms_BN")
     device = tokens_BP.device
+    if uniforms_BN is not None:
+        uniforms_BN = uniforms_BN.to(device)
     was_training = model.training
     model.eval()
     cache = model.new_cache(rows, width + max_new_tokens)  # type: ignore[operator]
@@ -83,7 +85,7 @@ def sample(
         logits_BV = model.logits(hidden).float()  # type: ignore[operator]
         if temperature > 0:
             cumulative_BV = (logits_BV.double() / temperature).softmax(-1).cumsum(-1)
-            points_B1 = uniforms_BN[alive, n : n + 1].to(device) * cumulative_BV[:, -1:]  # type: ignore[index]
+            points_B1 = uniforms_BN[alive, n : n + 1] * cumulative_BV[:, -1:]  # type: ignore[index]
             token_B = torch.searchsorted(cumulative_BV, points_B1, right=True).squeeze(1)
             token_B = token_B.clamp(max=logits_BV.shape[1] - 1)
         else:

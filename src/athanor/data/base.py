@@ -5,18 +5,25 @@ accumulation, ranks, resuming) lives here, once: micro-batch m of a rank belongs
 and resuming is starting the sampler at a later m.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from athanor.data.formats import read_records
 from athanor.data.order import order
+from athanor.data.records import held_out
 from athanor.errors import UserError
 
 Split = Literal["train", "validation"]
+Invalid = Literal["error", "drop"]
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class BatchPlan(NamedTuple):
@@ -44,6 +51,9 @@ class BatchPlan(NamedTuple):
 
     def check(self) -> None:
         """Raises UserError, naming the nearest global batch sizes that do divide."""
+        for name, size in ("global_batch_size", self.global_batch_size), ("micro_batch_size", self.micro_batch_size):
+            if size is not None and size < 1:
+                raise UserError(f"{name}={size} must be at least 1.")
         unit = self.world_size * (self.micro_batch_size or 1)
         if self.global_batch_size % unit:
             below, above = self.global_batch_size // unit * unit, -(-self.global_batch_size // unit) * unit
@@ -181,16 +191,48 @@ class Data(LightningDataModule):
 
 
 class RecordData(Data):
-    """Data modules that read files of records: those of `validation_files`, or a held-out part of `files`."""
+    """Data modules that read files of records: those of `validation_files`, or a held-out part of `files`.
+
+    Args of every one of them:
+        files: JSON Lines files, in any format of `athanor.data.formats`.
+        validation_fraction: of the prompts of `files`, chosen by the hash of the content, without `validation_files`.
+        invalid: what to do with a record that cannot be understood.
+    """
 
     files: list[str]
     validation_files: list[str] | None
+    validation_fraction: float
+    invalid: Invalid
 
-    def files_of(self, split: Split) -> tuple[list[str], bool]:
-        """The files to read for a split, and whether all their records belong to it."""
-        if self.validation_files is None:
-            return self.files, False
-        return (self.files if split == "train" else self.validation_files), True
+    def records(
+        self, split: Split, convert: Callable[[dict[str, Any], str], T], prompt: Callable[[T], Any]
+    ) -> tuple[list[str], list[T]]:
+        """(places in the files, converted records) of a split; all that share their `prompt` fall on the same side.
+
+        Raises:
+            UserError: a file cannot be read; `convert` refuses a record and `invalid` is "error".
+        """
+        own = self.validation_files is not None
+        places, values, refused = [], [], []
+        for where, record in read_records(self.validation_files or [] if own and split == "validation" else self.files):
+            try:
+                value = convert(record, where)
+            except UserError as error:
+                if self.invalid == "error":
+                    sentence = str(error).rstrip(".")
+                    raise UserError(f"{sentence}, or set data.invalid=drop to leave such records out.") from None
+                refused.append(str(error))
+                continue
+            key = json.dumps(prompt(value), ensure_ascii=False)
+            if own or held_out(key, self.validation_fraction) == (split == "validation"):
+                places.append(where)
+                values.append(value)
+        if refused:
+            log.warning(
+                "%d of %d records left out; the first: %s", len(refused), len(refused) + len(values), refused[0]
+            )
+        limit = self.validation_samples if split == "validation" else None
+        return places[:limit], values[:limit]
 
 
 def pad_right(rows: Sequence[np.ndarray], fill: int, length: int | None = None) -> torch.Tensor:

@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +31,6 @@ class Pair(NamedTuple):
     rejected: str
 
 
-class _MissingFieldError(Exception):
-    pass
-
-
 def read_records(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line", record) of JSON Lines files (.jsonl, .gz, .zst) or JSON arrays (.json), hashes verified inside
     runs.
@@ -41,20 +38,20 @@ def read_records(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         UserError: a file is missing, damaged, not UTF-8, or a line is not a JSON object.
     """
-    from athanor.runs.store import verified
+    from athanor.runs.run import verified
 
     for name in files:
         path = verified(Path(name))
         try:
             if path.suffix == ".json":
-                for i, record in enumerate(json.loads(path.read_text("utf-8"))):
+                for i, record in enumerate(_array(path)):
                     yield f"{path.name}[{i}]", _object(record, f"{path}[{i}]")
                 continue
             with _open(path) as lines:
                 for number, line in enumerate(lines, 1):
                     if line.strip():
                         yield f"{path.name}:{number}", _object(_parse(line, path, number), f"{path}:{number}")
-        except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
             raise UserError(f"{path} is damaged or cut off ({error}); fetch it again.") from None
         except UnicodeDecodeError as error:
             raise UserError(
@@ -62,6 +59,8 @@ def read_records(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
             ) from None
         except FileNotFoundError:
             raise UserError(f"{path} does not exist; correct the file name in `inputs` or in data.files.") from None
+        except IsADirectoryError:
+            raise UserError(f"{path} is a folder; name the files in it, as in `{path}/*.jsonl`.") from None
 
 
 def _open(path: Path) -> io.TextIOBase:
@@ -79,6 +78,16 @@ def _parse(line: str, path: Path, number: int) -> Any:
         raise UserError(f"{path}:{number} is not JSON ({error.msg}); mend or remove the line.") from None
 
 
+def _array(path: Path) -> list[Any]:
+    try:
+        records = json.loads(path.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno} is not JSON ({error.msg}); mend it, or name it .jsonl.") from None
+    if not isinstance(records, list):
+        raise UserError(f"{path} is not an array of records; write one, or JSON Lines in a .jsonl file.")
+    return records
+
+
 def _object(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{where} is not a JSON object with named fields; mend or remove it.")
@@ -89,15 +98,10 @@ def to_messages(record: dict[str, Any], where: str = "record") -> list[Message]:
     """The conversation of an instruction record; ends with the assistant's turn.
 
     Raises:
-        UserError: the fields match no known format; the sentence names the fields that were there.
+        UserError: the fields match no known format, and the sentence names the fields that were there; or a text is
+            missing.
     """
-    try:
-        messages = _conversation(record)
-    except _MissingFieldError:
-        raise UserError(
-            f"{where} has the fields {sorted(record)}, which is no instruction format known here: give `messages` or "
-            "`conversations`, `instruction` + `output`, `prompt` + `completion`, or `question` + `answer`."
-        ) from None
+    messages = _conversation(record, where)
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
@@ -114,79 +118,100 @@ def to_pair(record: dict[str, Any], where: str = "record") -> Pair:
     if "chosen" not in record or "rejected" not in record:
         raise UserError(f"{where} has the fields {sorted(record)} but a preference needs `chosen` and `rejected`.")
     chosen, rejected = record["chosen"], record["rejected"]
-    if isinstance(chosen, str) and "\n\nAssistant:" in chosen and not _has_prompt(record):  # HH
+    prompt = _prompt(record, where) if _has_prompt(record) else []
+    if not prompt and isinstance(chosen, str) and isinstance(rejected, str) and "\n\nAssistant:" in chosen:
         chosen, rejected = _hh(chosen, where), _hh(rejected, where)
     if isinstance(chosen, list) and isinstance(rejected, list):
-        ours, theirs = _turns(chosen, where), _turns(rejected, where)
-        prompt = _prompt(record, where) if _has_prompt(record) else ours[:-1]
-        if not _has_prompt(record) and theirs[:-1] != ours[:-1]:
+        (*shared, ours), (*other, theirs) = _turns(chosen, where), _turns(rejected, where)
+        if shared != other or {ours["role"], theirs["role"]} != {"assistant"}:
             raise UserError(
-                f"{where}: chosen and rejected do not answer the same conversation; make their turns equal."
+                f"{where}: chosen and rejected are not two answers to the same conversation; mend or remove it."
             )
-        return Pair(prompt, ours[-1]["content"], theirs[-1]["content"])
-    return Pair(_prompt(record, where), _text(chosen), _text(rejected))
+        if prompt and prompt[-1] not in shared:  # else the prompt is repeated in both, perhaps with a system message
+            shared = prompt + shared
+        return Pair(shared, ours["content"], theirs["content"])
+    if not prompt:
+        raise UserError(f"{where} has the fields {sorted(record)} but none of {', '.join(_PROMPTS)}.")
+    return Pair(prompt, _answer(chosen, where), _answer(rejected, where))
 
 
 def to_prompt(record: dict[str, Any], where: str = "record") -> list[Message]:
-    """The conversation up to the assistant's last turn, for generation."""
-    if "prompt" in record or "chosen" in record:
-        return _prompt(record, where) if _has_prompt(record) else to_pair(record, where).prompt
-    return to_messages(record, where)[:-1]
+    """The conversation up to the assistant's last turn, for generation.
+
+    Raises:
+        UserError: as `to_pair`.
+    """
+    return to_pair(record, where).prompt if "chosen" in record else _prompt(record, where)
 
 
-def _conversation(record: dict[str, Any]) -> list[Message]:
+_PROMPTS = ("messages", "conversations", "prompt", "instruction", "question", "query")
+_ANSWERS = (("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("prompt", "response"),
+            ("query", "response"))  # fmt: skip
+
+
+def _conversation(record: dict[str, Any], where: str) -> list[Message]:
     for key in ("messages", "conversations"):
         if isinstance(record.get(key), list):
-            turns = _turns(record[key], key)
-            system = record.get("system")
-            return [Message(role="system", content=system), *turns] if system else turns
-    for ask, answer in (("instruction", "output"), ("prompt", "completion"), ("question", "answer"),
-                        ("prompt", "response"), ("query", "response")):  # fmt: skip
+            return _system(record, where) + _turns(record[key], where)
+    for ask, answer in _ANSWERS:
         if ask in record and answer in record:
-            extra = str(record.get("input") or "").strip()
-            content = f"{record[ask]}\n{extra}" if extra else str(record[ask])
-            turns = [Message(role="user", content=content), Message(role="assistant", content=str(record[answer]))]
-            system = record.get("system")
-            return [Message(role="system", content=system), *turns] if system else turns
-    raise _MissingFieldError
-
-
-def _turns(turns: list[dict[str, str]], where: str) -> list[Message]:
-    out = []
-    for turn in turns:
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if role not in _ROLES or content is None:
-            raise UserError(
-                f"{where}: a turn needs a role among {sorted(_ROLES)} and a content, not {sorted(turn)} {role}."
-            )
-        out.append(Message(role=_ROLES[role], content=str(content)))
-    return out
-
-
-def _has_prompt(record: dict[str, Any]) -> bool:
-    return any(key in record for key in ("prompt", "messages", "conversations", "instruction", "question"))
-
-
-def _prompt(record: dict[str, Any], where: str) -> list[Message]:
-    for key in ("prompt", "messages", "conversations"):
-        if isinstance(record.get(key), list):
-            turns = _turns(record[key], where)
-            return turns[:-1] if turns[-1]["role"] == "assistant" else turns
-    for key in ("prompt", "instruction", "question"):
-        if isinstance(record.get(key), str):
-            extra = str(record.get("input") or "").strip()
-            return [Message(role="user", content=f"{record[key]}\n{extra}" if extra else record[key])]
+            return [*_prompt(record, where), *_turns_of(record[answer], "assistant", where)]
     raise UserError(
-        f"{where} has the fields {sorted(record)} but none of prompt, messages, conversations, instruction."
+        f"{where} has the fields {sorted(record)}, which is no instruction format known here: give `messages` or "
+        "`conversations`, `instruction` + `output`, `prompt` + `completion`, or `question` + `answer`."
     )
 
 
-def _text(answer: Any) -> str:
-    if isinstance(answer, dict):
-        return str(answer.get("content", answer.get("value", "")))
-    if isinstance(answer, list):
-        return _text(answer[-1])
-    return str(answer)
+def _has_prompt(record: dict[str, Any]) -> bool:
+    return any(key in record for key in _PROMPTS)
+
+
+def _prompt(record: dict[str, Any], where: str) -> list[Message]:
+    """The turns to answer: a last turn of the assistant is left out."""
+    for key in _PROMPTS:
+        if record.get(key) is not None:
+            turns = _turns_of(record[key], "user", where)
+            if isinstance(record[key], list) and turns[-1]["role"] == "assistant":
+                turns.pop()
+            if not turns:
+                raise UserError(f"{where} has no turn to answer; remove it or add a question.")
+            if extra := str(record.get("input") or "").strip():
+                turns[-1]["content"] += f"\n{extra}"
+            return _system(record, where) + turns
+    raise UserError(f"{where} has the fields {sorted(record)} but none of {', '.join(_PROMPTS)}.")
+
+
+def _system(record: dict[str, Any], where: str) -> list[Message]:
+    return _turns_of(record["system"], "system", where) if record.get("system") else []
+
+
+def _turns_of(value: Any, role: str, where: str) -> list[Message]:
+    """A list of turns, or one text as the turn of a role."""
+    return _turns(value, where) if isinstance(value, list) else [Message(role=role, content=_text(value, where))]
+
+
+def _turns(turns: list[Any], where: str) -> list[Message]:
+    out = []
+    for turn in turns:
+        if not isinstance(turn, dict) or (role := turn.get("role", turn.get("from"))) not in _ROLES:
+            raise UserError(f"{where}: a turn needs a role among {sorted(_ROLES)}, not {str(turn)[:80]}.")
+        out.append(Message(role=_ROLES[role], content=_text(turn.get("content", turn.get("value")), where)))
+    if not out:
+        raise UserError(f"{where} has a conversation without turns; remove it.")
+    return out
+
+
+def _answer(value: Any, where: str) -> str:
+    """A text, or the content of a turn or of the last of several."""
+    if isinstance(value, dict):
+        value = [value]
+    return _turns(value, where)[-1]["content"] if isinstance(value, list) else _text(value, where)
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UserError(f"{where} has {str(value)[:80]!r} in place of a text; mend or remove it.")
+    return str(value)
 
 
 def _hh(text: str, where: str) -> list[dict[str, str]]:

@@ -1,15 +1,13 @@
 """Instruction data: conversations through the chat template, loss on the assistant's tokens only."""
 
-import json
-
 import numpy as np
 import torch
 
 from athanor.batches import IGNORED, SupervisedBatch
-from athanor.data.base import RecordData, Split, pad_right
+from athanor.data.base import Invalid, RecordData, Split, pad_right
 from athanor.data.chat import render
-from athanor.data.formats import read_records, to_messages
-from athanor.data.records import Sequences, TooLong, fit_lengths, held_out, openings
+from athanor.data.formats import to_messages
+from athanor.data.records import Sequences, TooLong, fit_lengths, openings
 
 
 class Conversations:
@@ -46,24 +44,17 @@ class InstructionData(RecordData):
         validation_files: list[str] | None = None,
         validation_fraction: float = 0.02,
         too_long: TooLong = "error",
+        invalid: Invalid = "error",
         validation_batch_size: int = 64,
         validation_samples: int | None = None,
     ):
         super().__init__(tokenizer, validation_batch_size, validation_samples)
         self.files, self.validation_files, self.validation_fraction = files, validation_files, validation_fraction
         self.too_long: TooLong = too_long
+        self.invalid = invalid
 
     def open(self, split: Split, context: int) -> Conversations:
-        wheres, conversations = [], []
-        files, own_files = self.files_of(split)
-        for where, record in read_records(files):
-            messages = to_messages(record, where)
-            key = json.dumps(messages[:-1], ensure_ascii=False)
-            if own_files or held_out(key, self.validation_fraction) == (split == "validation"):
-                wheres.append(where)
-                conversations.append(messages)
-        if split == "validation":
-            conversations = conversations[: self.validation_samples]
+        wheres, conversations = self.records(split, to_messages, lambda messages: messages[:-1])
         rendered = render(conversations, self.tokenizer)
         keep = fit_lengths([len(ids) - 1 for ids, _ in rendered], wheres, context, self.too_long)
         cut = [(ids[: context + 1], taught[: context + 1]) for ids, taught in (rendered[i] for i in keep)]

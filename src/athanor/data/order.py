@@ -5,12 +5,14 @@ permutation is a Feistel network on the smallest even number of bits that holds 
 Rogaway 2002), so any place is found in constant time and memory, whatever the size.
 """
 
+from typing import Any
+
 import numpy as np
 
 _ROUNDS = 6
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: Any) -> Any:
     """The finaliser of SplitMix64 (Steele et al. 2014): a bijection of 64 bits that mixes well."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,15 +1,13 @@
 """Preference pairs: one prompt, a chosen and a rejected answer, each rendered through the chat template."""
 
-import json
-
 import numpy as np
 import torch
 
 from athanor.batches import IGNORED, PreferenceBatch
-from athanor.data.base import RecordData, Split, pad_right
+from athanor.data.base import Invalid, RecordData, Split, pad_right
 from athanor.data.chat import Message, render
-from athanor.data.formats import Pair, read_records, to_pair
-from athanor.data.records import Sequences, TooLong, fit_lengths, held_out, openings
+from athanor.data.formats import Pair, to_pair
+from athanor.data.records import Sequences, TooLong, fit_lengths, openings
 from athanor.errors import UserError
 
 
@@ -49,6 +47,7 @@ class PreferenceData(RecordData):
         validation_files: list[str] | None = None,
         validation_fraction: float = 0.02,
         too_long: TooLong = "error",
+        invalid: Invalid = "error",
         validation_batch_size: int = 64,
         validation_samples: int | None = None,
     ):
@@ -57,18 +56,10 @@ class PreferenceData(RecordData):
             raise UserError("data.too_long=truncate would judge answers by their cut-off half; use error or drop.")
         self.files, self.validation_files, self.validation_fraction = files, validation_files, validation_fraction
         self.too_long: TooLong = too_long
+        self.invalid = invalid
 
     def open(self, split: Split, context: int) -> Pairs:
-        wheres, pairs = [], []
-        files, own_files = self.files_of(split)
-        for where, record in read_records(files):
-            pair = to_pair(record, where)
-            key = json.dumps(pair.prompt, ensure_ascii=False)  # all pairs of a prompt fall on the same side
-            if own_files or held_out(key, self.validation_fraction) == (split == "validation"):
-                wheres.append(where)
-                pairs.append(pair)
-        if split == "validation":
-            pairs = pairs[: self.validation_samples]
+        wheres, pairs = self.records(split, to_pair, lambda pair: pair.prompt)
         return encode_pairs(pairs, wheres, self.tokenizer, context, self.too_long)
 
 

@@ -1,6 +1,5 @@
 """Prompts for generation in PPO, padded on the left."""
 
-import json
 from typing import Literal, cast
 
 import numpy as np
@@ -8,11 +7,11 @@ import torch
 from torch.utils.data import Dataset
 
 from athanor.batches import PromptBatch
-from athanor.data.base import BatchPlan, RecordData, Split
+from athanor.data.base import BatchPlan, Invalid, RecordData, Split
 from athanor.data.chat import render_prompts
-from athanor.data.formats import read_records, to_prompt
+from athanor.data.formats import to_prompt
 from athanor.data.order import order
-from athanor.data.records import fit_lengths, held_out
+from athanor.data.records import fit_lengths
 from athanor.errors import UserError
 from athanor.rollout import pad_left
 
@@ -73,12 +72,14 @@ class PromptData(RecordData):
         validation_files: list[str] | None = None,
         validation_fraction: float = 0.02,
         too_long: Literal["error", "drop"] = "error",
+        invalid: Invalid = "error",
         validation_batch_size: int = 128,
         validation_samples: int | None = None,
     ):
         super().__init__(tokenizer, validation_batch_size, validation_samples)
         self.files, self.validation_files, self.validation_fraction = files, validation_files, validation_fraction
         self.too_long: Literal["error", "drop"] = too_long
+        self.invalid = invalid
         self.max_new_tokens = max_new_tokens
         self.rollout_size, self.epochs_per_rollout = rollout_size, epochs_per_rollout
 
@@ -99,16 +100,7 @@ class PromptData(RecordData):
         return Rollouts(cast(Prompts, self.train), self.plan, self.rollout_size, self.steps_per_rollout)
 
     def open(self, split: Split, context: int) -> Prompts:
-        wheres, prompts = [], []
-        files, own_files = self.files_of(split)
-        for where, record in read_records(files):
-            messages = to_prompt(record, where)
-            key = json.dumps(messages, ensure_ascii=False)
-            if own_files or held_out(key, self.validation_fraction) == (split == "validation"):
-                wheres.append(where)
-                prompts.append(messages)
-        if split == "validation":
-            prompts = prompts[: self.validation_samples]
+        wheres, prompts = self.records(split, to_prompt, lambda messages: messages)
         encoded = render_prompts(prompts, self.tokenizer)
         room = context - self.max_new_tokens
         keep = fit_lengths([len(ids) for ids in encoded], wheres, room, self.too_long)

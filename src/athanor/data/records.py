@@ -44,7 +44,7 @@ def held_out(key: str, fraction: float) -> bool:
     """Whether the record with this content belongs to validation. Adding records never moves another across the
     split.
     """
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < fraction * 2**64
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") < fraction * 2**64
 
 
 def fit_lengths(lengths: Sequence[int], wheres: Sequence[str], context: int, policy: TooLong) -> list[int]:

@@ -13,6 +13,7 @@ class ScalarModel(nn.Module):
     def __init__(self, trunk: Transformer):
         super().__init__()
         self.trunk = trunk
+        trunk.output = None  # an untied output matrix would be a parameter without a gradient
         self.head = nn.Linear(trunk.width, 1, bias=False)
         nn.init.zeros_(self.head.weight)
 

@@ -109,6 +109,8 @@ class Transformer(nn.Module):
             positions_BT = torch.arange(start, start + tokens, device=tokens_BT.device)[None]
         if documents_BT is not None:
             mask = packed_mask(documents_BT)
+        elif mask is None and start and tokens > 1:  # SDPA's is_causal counts from the first key, not from the last
+            mask = torch.ones(tokens, start + tokens, dtype=torch.bool, device=tokens_BT.device).tril(start)
         x_BTD = self.dropout(self.embedding(tokens_BT))
         turn = rotation(positions_BT, self.width // self.heads, self.rope_theta, x_BTD.dtype)
         for layer, block in enumerate(self.blocks):

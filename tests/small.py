@@ -1,0 +1,134 @@
+"""A small real tokenizer, small models, and a training of an algorithm on the CPU in seconds."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Trainer
+from lightning.pytorch.loggers.logger import Logger
+
+from athanor.algorithms.base import Algorithm
+from athanor.corpus.tokenizer import Tokenizer, TrainTokenizer
+from athanor.data.base import BatchPlan, Data, Samples
+from athanor.models.transformer import Transformer
+from athanor.schedules import constant
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA_ROOT = Path(os.environ.get("ATHANOR_DATA_ROOT") or REPOSITORY.parent / "shared" / "data")
+
+TEXTS = [
+    "The furnace holds a steady heat for as long as the work takes.",
+    "Which is larger, 12 or 7? Copy: a b c d. Reverse: h e a t. 3 + 4 = 7, and 10 - 6 = 4.",
+    "A user asks, the assistant answers, and the system says how.",
+    "炉火要稳，工夫要长。十二和七哪个大？照抄：甲乙丙丁。三加四等于七。",
+    "用户提问，助手回答，系统说明怎样回答。",
+    "Human: hello\n\nAssistant: hello, what shall we melt today?\tLead, perhaps.",
+]
+
+
+def train_tokenizer(folder: Path, vocabulary_size: int = 420) -> str:
+    """Path of a real SentencePiece model trained on `TEXTS`."""
+    job = TrainTokenizer(documents="unused", vocabulary_size=vocabulary_size, character_coverage=1.0)
+    path = folder / "tokenizer.model"
+    path.write_bytes(job.train(line for text in TEXTS * 20 for line in text.split("\n") if line))
+    assert Tokenizer(path).vocabulary_size == vocabulary_size
+    return str(path)
+
+
+def decoder(vocabulary_size: int, seed: int = 0, **shape: Any) -> Transformer:
+    torch.manual_seed(seed)
+    return Transformer(vocabulary_size, **{"width": 32, "layers": 2, "heads": 2, "context": 64, **shape})
+
+
+class Metrics(Logger):
+    """Keeps what an algorithm reports: {name: [(step, value)]}."""
+
+    name, version = "metrics", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: dict[str, list[tuple[int, float]]] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for name, value in metrics.items():
+            self.history.setdefault(name, []).append((step or 0, float(value)))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def values(self, name: str) -> list[float]:
+        return [value for _, value in self.history.get(name, [])]
+
+
+class Given(Data):
+    """A data module over samples that are at hand."""
+
+    def __init__(self, train: Samples, validation: Samples | None = None, validation_batch_size: int = 32):
+        super(Data, self).__init__()
+        self.samples = {"train": train, "validation": validation if validation is not None else train}
+        self.validation_batch_size = validation_batch_size
+
+    def open(self, split: str, context: int) -> Samples:
+        return self.samples[split]
+
+
+def fit(
+    algorithm: Algorithm,
+    data: Data,
+    *,
+    steps: int,
+    batch: int,
+    micro: int | None = None,
+    seed: int = 1,
+    validate_every: int | None = None,
+    clip: float | None = 1.0,
+    callbacks: list | None = None,
+) -> Metrics:
+    """Trains with the trainer's own settings (`athanor.train.make_trainer`), without files."""
+    plan = BatchPlan(seed=seed, max_steps=steps, global_batch_size=batch, micro_batch_size=micro)
+    metrics = Metrics()
+    trainer = Trainer(
+        accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, gradient_clip_val=clip, logger=metrics,
+        accumulate_grad_batches=plan.accumulation, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        val_check_interval=(validate_every or steps) * plan.accumulation, use_distributed_sampler=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks or [],
+    )  # fmt: skip
+    data.attach(plan, algorithm.model.context)  # type: ignore[arg-type]
+    algorithm.seed, algorithm.log_every = seed, 1
+    trainer.fit(algorithm, datamodule=data)
+    assert trainer.global_step == steps
+    return metrics
+
+
+def optimizer(learning_rate: float, kind: type = torch.optim.AdamW, **settings: Any) -> Callable:
+    return partial(kind, lr=learning_rate, **settings)
+
+
+def steady() -> Callable:
+    return partial(constant)
+
+
+def batches(plan: BatchPlan, stream: Any) -> Iterator[Any]:
+    """Every micro-batch of this rank, in order."""
+    return (stream[m] for m in range(plan.max_steps * plan.accumulation))
+
+
+def spread(seed: int, plan: dict[str, Any], worlds: list[tuple[int, int | None]]) -> list[list[BatchPlan]]:
+    """For each (world size, micro-batch size) the plans of all ranks."""
+    return [
+        [BatchPlan(seed=seed, **plan, world_size=world, rank=rank, micro_batch_size=micro) for rank in range(world)]
+        for world, micro in worlds
+    ]
+
+
+def valid(tokens: torch.Tensor, labels: torch.Tensor) -> list[tuple[list[int], list[int]]]:
+    """Rows without the padding on their right."""
+    rows = []
+    for t, label in zip(tokens.tolist(), labels.tolist()):
+        end = int(np.max(np.flatnonzero(np.array(label) != -100), initial=-1)) + 1
+        rows.append((t[:end], label[:end]))
+    return rows
