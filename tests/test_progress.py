@@ -80,6 +80,11 @@ def test_a_live_table_starts_and_stops_on_a_terminal():
     assert "sft" in stream.getvalue()
 
 
+def test_large_numbers_are_short():
+    shown = [progress._number(n) for n in (0.12345, 12, 12345, 234567, 7343901, 2.5e9, "x")]
+    assert shown == ["0.1235", "12", "12,345", "234.6k", "7.344M", "2.5G", "x"]
+
+
 def test_quiet_is_quiet(capsys):
     with Progress(quiet=True) as shown:
         shown.plan(["a"])

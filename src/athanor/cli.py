@@ -114,6 +114,7 @@ def _experiment(verb: str, words: list[str]) -> int:
 
     from athanor.progress import clock
     from athanor.runs import store
+    from athanor.runs.context import rank
 
     execution = [text for text in overrides if config.is_execution(text)]
     before = [_with(entry, execution) for entry in store.unfinished_inputs(experiment)] if options.with_inputs else []
@@ -126,6 +127,8 @@ def _experiment(verb: str, words: list[str]) -> int:
         for entry in before:
             store.execute(entry, progress=progress)
         run = store.execute(experiment, force=options.force, progress=progress)
+    if rank() > 0:
+        return 0
     took = "already done" if done else clock(run.manifest["seconds"])
     print(f"{run.id}  {run.status}  {took}\n{_short(run.directory)}")
     _table([(metric, _number(value)) for metric, value in run.metrics.items()])
@@ -149,10 +152,13 @@ def _pipeline(words: list[str]) -> int:
 
     from athanor.progress import clock
     from athanor.runs import store
+    from athanor.runs.context import rank
 
     done = {step for step, experiment in composed.steps.items() if store.is_finished(experiment) and not options.force}
     with _stoppable(), _progress(next(iter(composed.steps.values()))) as progress:
         runs = pipeline.run(composed, force=options.force, progress=progress)
+    if rank() > 0:
+        return 0
     rows = [("step", "run", "took", "", "")]
     for step, run in runs.items():
         took = "already done" if step in done else clock(run.manifest["seconds"])
@@ -207,7 +213,8 @@ def _lineage(words: list[str]) -> int:
     else:
         from rich.console import Console
 
-        Console(highlight=False, soft_wrap=True).print(lineage.render(tree))
+        width = None if sys.stdout.isatty() else 1000
+        Console(highlight=False, width=width).print(lineage.render(tree))
         print("every file is as it was" if not changed else f"{len(changed)} changed or missing:")
         for problem in changed:
             print(f"  {problem}")

@@ -93,8 +93,8 @@ class Progress:
         """The task is over: finished, skipped, failed or interrupted."""
         task = self.current
         task.state, task.seconds = state, time.monotonic() - task.started if task.started else 0.0
-        if self.mode == "plain":
-            self._print(f"{task.title} {state}" + ("" if state == "skipped" else f" after {clock(task.seconds)}"))
+        if self.mode == "plain" and state != "skipped":
+            self._print(f"{task.title} {state} after {clock(task.seconds)}")
 
     def close(self) -> None:
         """Leave the last picture standing."""
@@ -117,6 +117,8 @@ class Progress:
         from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
+        for _ in range(6):
+            table.add_column(no_wrap=True)
         for task in self.tasks:
             running = task.state == "running"
             seconds = time.monotonic() - task.started if running else task.seconds
@@ -151,6 +153,9 @@ def _name(task: Task) -> str:
 def _number(value: Any) -> str:
     if not isinstance(value, (int, float)):
         return str(value)
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e5, "k")):
+        if abs(value) >= size:
+            return f"{value / (size if letter != 'k' else 1e3):.4g}{letter}"
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"
 
 

@@ -70,7 +70,9 @@ def execute(
     if missing := unfinished_inputs(experiment):
         lines = [f"{made.name} ({made.fingerprint}): {made.command}" for made in missing]
         raise UserError(
-            "\n  - ".join((f"{experiment.name} needs runs that are not finished; make them first:", *lines))
+            "\n  - ".join(
+                (f"{experiment.name} needs runs that are not finished; make them first, or add --with-inputs:", *lines)
+            )
         )
     for name, entry in experiment.inputs.items():
         if entry.kind == "run" and (run := Run(entry.paths[0])).manifest["status"] != "finished":
