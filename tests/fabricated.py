@@ -251,7 +251,7 @@ class Builder:
             "per_item": per_item,
             "samples": samples,
         }
-        name = "evaluate/" + ("demo-reward" if skill is None else "demo")
+        name = "evaluate/" + ("reward-demo" if skill is None else "demo")
         directory = self.run(
             name, "evaluate", science, {"model": model, **inputs}, 9.3, files={"results.json": results}
         )

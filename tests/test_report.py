@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -167,7 +168,8 @@ def test_its_numbers_are_those_of_the_runs(pipeline, page):
     assert f"against {100 * mean['sft']:.1f}% after SFT alone" in page.text
     assert f"PPO answers more questions right than SFT: {gap} points" in page.text
     assert "SFT answers more questions right than the pretrained model" in page.text
-    assert "PPO stayed within its bound" in page.text
+    kl = gather(pipeline).of("ppo")[0].metrics["ppo/kl"][1]
+    assert f"PPO stayed within its bound: mean KL {sum(kl[-12:]) / 12:.3f} of" in page.text
     assert "of 1.00 nats a response allowed" in page.text
     assert "The reward model ranks 92.0% of held-out pairs right; always taking the longer answer, 49.5%." in page.text
     assert "9,412 documents" in page.text
@@ -196,6 +198,12 @@ def test_differences_pair_the_same_items_and_are_said_in_words(pipeline):
     assert tables.difference(ppo, sft, "exact_match").value == pytest.approx(expected)
     ppo.evaluations[0].results["per_item"]["exact_match"] = shuffled
     assert tables.difference(ppo, sft, "exact_match").value == pytest.approx(expected)
+    few = [i for i in range(0, len(mine["ids"]), 3) if mine["values"][i]]
+    ppo.evaluations[0].results["per_item"]["exact_match"] = {k: [mine[k][i] for i in few] for k in ("ids", "values")}
+    of_few = tables.difference(ppo, sft, "exact_match")
+    assert of_few.value == pytest.approx(sum(1 - theirs["values"][i] for i in few) / len(few))
+    assert of_few.n == len(few)
+    ppo.evaluations[0].results["per_item"]["exact_match"] = mine
     chinese = tables.difference(ppo, sft, "exact_match", {"language": "zh"})
     assert chinese.n == 144
 
@@ -266,7 +274,7 @@ def test_sources_of_every_form_name_the_same_runs(tmp_path):
     folder = tmp_path / "pipelines" / "demo"
     folder.mkdir(parents=True)
     (folder / "pipeline.json").write_text(
-        json.dumps({"title": "The demo", "steps": {k: str(v) for k, v in runs.items()}})
+        json.dumps({"title": "The demo", "steps": {k: os.path.relpath(v, folder) for k, v in runs.items()}})
     )
     names = [run.fingerprint for run in gather(runs).runs]
     assert [run.fingerprint for run in gather(list(runs.values())).runs] == names
@@ -314,7 +322,7 @@ def test_damaged_and_unfinished_runs_are_said_not_fatal(tmp_path):
 
 def test_a_resumed_step_counts_once(tmp_path):
     run = fabricated.Builder(tmp_path).run("sft/x", "train", {}, {}, 1.0)
-    events = [{"step": s, "train/loss": v} for s, v in [(1, 5.0), (2, 4.0), (3, 3.0), (2, 4.5), (3, 3.5)]]
+    events = [{"step": s, "train/loss": v} for s, v in [(1, 5.0), (3, 3.0), (2, 4.5), (3, 3.5)]]
     (run / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     assert gather(run).runs[0].metrics["train/loss"] == ([1, 2, 3], [5.0, 4.5, 3.5])
 

@@ -4,9 +4,11 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from athanor.batches import IGNORED
 from athanor.corpus.shards import Shards
 from athanor.corpus.tokenizer import TrainTokenizer
 from athanor.data.chat import render
@@ -16,7 +18,7 @@ from athanor.evaluation.evaluate import Evaluation, device_of
 from athanor.evaluation.exact_match import ExactMatch, spread
 from athanor.evaluation.measurement import Measurement, slices
 from athanor.evaluation.perplexity import Perplexity, windows
-from athanor.evaluation.preference import Preference
+from athanor.evaluation.preference import Preference, answer_logps
 from athanor.evaluation.reward import Reward
 from athanor.evaluation.subject import Subject
 from athanor.models.heads import ScalarModel
@@ -143,9 +145,10 @@ def test_white_space_is_stripped_and_a_cut_off_answer_is_wrong(world, policy, qu
     monkeypatch.setattr(Subject, "answers", lambda *a, **k: given)
     (found,) = ExactMatch(questions, max_new_tokens=20)(policy).measurements
     assert found.values == [1, 1, 0, 1, 1, 1]
-    longest = max(map(len, given))
-    (cut,) = ExactMatch(questions, max_new_tokens=longest)(policy).measurements
-    assert cut.values == [float(v == 1 and len(g) < longest) for v, g in zip(found.values, given)]
+    longest = max((i for i in range(6) if found.values[i]), key=lambda i: len(given[i]))
+    (cut,) = ExactMatch(questions, max_new_tokens=len(given[longest]))(policy).measurements
+    assert cut.values[longest] == 0
+    assert sum(cut.values) > 0
 
 
 def test_answers_are_in_order_and_made_once(policy, monkeypatch):
@@ -165,7 +168,7 @@ def test_preferences_of_a_policy_and_of_a_judge(world, policy, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in PAIRS), "utf-8")
     judge = Subject(world.judge)
-    implicit, explicit = [], []
+    implicit, explicit, summed, rows, labels = [], [], [], [], []
     for pair in PAIRS:
         scores, rewards = [], []
         for side in ("chosen", "rejected"):
@@ -174,8 +177,12 @@ def test_preferences_of_a_policy_and_of_a_judge(world, policy, tmp_path):
             scores.append(float(logps(policy.model, ids)[torch.from_numpy(taught[1:])].sum()))
             with torch.no_grad():
                 rewards.append(float(judge.model(torch.from_numpy(ids).long()[None])[0, -1]))
+            rows.append(ids.tolist())
+            labels.append(np.where(np.append(taught[1:], False), np.append(ids[1:], 0), IGNORED))
+        summed += scores
         implicit.append(float(scores[0] > scores[1]))
         explicit.append(float(rewards[0] > rewards[1]))
+    assert answer_logps(policy, rows, labels) == pytest.approx(summed, rel=1e-5)
     of_policy = by_name(Preference([str(path)])(policy))
     of_judge = by_name(Preference([str(path)])(judge))
     assert of_policy["implicit_preference_accuracy"].values == implicit
@@ -195,9 +202,10 @@ def test_a_judge_without_opinion_ties(world, tmp_path):
 # --- reward and KL ----------------------------------------------------------------------------------------------------
 
 
-def test_reward_and_divergence(world, policy, questions, monkeypatch):
+def test_reward_and_divergence(world, scholar, questions, monkeypatch):
+    policy = Subject(scholar)
     monkeypatch.setattr(subjects, "LOGITS", 3 * 400 * 30)  # several batches
-    found = by_name(Reward(questions, world.judge, world.other, max_new_tokens=7)(policy))
+    found = by_name(Reward(questions, world.judge, world.other, max_new_tokens=3)(policy))
     records = [json.loads(line) for line in Path(questions[0]).read_text("utf-8").splitlines()]
     prompts = [
         [
@@ -206,10 +214,11 @@ def test_reward_and_divergence(world, policy, questions, monkeypatch):
         ]
         for r in records
     ]
-    answers = policy.answers(prompts, max_new_tokens=7)
+    answers = policy.answers(prompts, max_new_tokens=3)
+    assert {len(answer) < 3 for answer in answers} == {True, False}, "some end, some are cut off"
     judge, other = Subject(world.judge).model, Subject(world.other).model
     for i, (prompt, answer) in enumerate(zip(prompts, answers)):
-        ended = len(answer) < 7
+        ended = len(answer) < 3
         ids = torch.tensor([*prompt, *answer, *([world.text.special["<|end|>"]] if ended else [])])
         with torch.no_grad():
             assert found["reward"].values[i] == pytest.approx(float(judge(ids[None])[0, -1]), rel=1e-4, abs=1e-5)

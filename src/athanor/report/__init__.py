@@ -138,6 +138,7 @@ def lede(gathered: Gathered, policies: list[RunView]) -> str:
 ROLE_NAMES = {
     "documents": "Documents",
     "tasks": "Tasks",
+    "questions": "Questions",
     "tokenizer": "Tokenizer",
     "shards": "Token shards",
     "pretraining": "Pretraining",

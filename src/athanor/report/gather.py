@@ -21,6 +21,7 @@ from athanor.runs.run import Run
 ROLES = {
     "PrepareDocuments": "documents",
     "GenerateTasks": "tasks",
+    "StandardLibraryQuestions": "questions",
     "TrainTokenizer": "tokenizer",
     "WriteShards": "shards",
     "Pretraining": "pretraining",
@@ -31,7 +32,7 @@ ROLES = {
     "Evaluation": "evaluation",
 }
 LABELS = {"pretraining": "Pretrained", "sft": "SFT", "reward": "Reward model", "dpo": "DPO", "ppo": "PPO"}
-DATA_ROLES = ("documents", "tasks", "tokenizer", "shards")
+DATA_ROLES = ("documents", "tasks", "questions", "tokenizer", "shards")
 
 Series = tuple[list[int], list[float]]
 
@@ -214,7 +215,8 @@ def gather(source, title: str | None = None) -> Gathered:
 
     Args:
         source: a mapping step -> run directory, an iterable of run directories (or objects with `.directory`), one run
-            directory, or a pipeline's directory (with pipeline.json: {"name", "title", "steps": {step: directory}}).
+            directory, or a pipeline's directory (with pipeline.json: {"title", "steps": {step: directory}}, directories
+            relative to it).
 
     Raises:
         UserError: nothing there, or a directory without a readable manifest.
@@ -267,7 +269,7 @@ def _steps(source) -> tuple[dict[str, Path], dict]:
             located = {
                 step: Path(given["directory"] if isinstance(given, Mapping) else given) for step, given in steps.items()
             }
-            return {k: p if p.is_absolute() or p.exists() else path / p for k, p in located.items()}, described
+            return {step: path / directory for step, directory in located.items()}, described
         raise UserError(f"{path} is neither a run nor a pipeline: it has no manifest.json and no pipeline.json")
     if isinstance(source, Iterable):
         directories = [_directory(run) for run in source]

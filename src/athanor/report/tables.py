@@ -19,7 +19,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "exact_match": Metric("Exact match", "greedy answers equal to the right one", "higher"),
-    "reward": Metric("Learned reward", "mean reward of greedy answers under the reward model", "higher"),
+    "reward": Metric("Learned reward", "mean score of the model's own answers under the reward model", "higher"),
     "kl_to_reference": Metric("KL to reference", "nats a token, on the model's own answers", "none"),
     "kl_of_response": Metric("KL of a response", "nats a response, on the model's own answers", "none"),
     "implicit_preference_accuracy": Metric(
