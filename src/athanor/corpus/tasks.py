@@ -13,12 +13,12 @@ appears in training in any template or in the other language, be it as text, con
 
 import hashlib
 import json
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch import Tensor, nn
 
 from athanor.errors import UserError
@@ -34,12 +34,8 @@ class Item(NamedTuple):
     statements: dict[str, list[str]]  # language -> the same fact as text
 
 
-Family = Callable[[np.random.Generator, int], Item]
+Family = Callable[[random.Random, int], Item]
 
-DAYS = {
-    "en": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
-    "zh": ["星期一", "星期二", "星期三", "星期四", "星期五", "星期六", "星期日"],
-}
 MONTHS = [
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
     "December",
@@ -48,28 +44,27 @@ LETTERS = list("abcdefghkmnprstuwxyz")
 COLOURS = {"en": ["red", "blue", "green", "black", "white", "gold"], "zh": ["红", "蓝", "绿", "黑", "白", "金"]}
 UNITS = [  # big unit, small unit, how many small ones in a big one
     (("km", "千米"), ("m", "米"), 1000), (("m", "米"), ("cm", "厘米"), 100), (("cm", "厘米"), ("mm", "毫米"), 10),
-    (("kg", "千克"), ("g", "克"), 1000), (("hours", "小时"), ("minutes", "分钟"), 60),
-    (("minutes", "分钟"), ("seconds", "秒"), 60), (("weeks", "周"), ("days", "天"), 7),
-    (("days", "天"), ("hours", "小时"), 24),
-    (("years", "年"), ("months", "个月"), 12), (("yuan", "元"), ("fen", "分"), 100),
+    (("kg", "千克"), ("g", "克"), 1000), (("t", "吨"), ("kg", "千克"), 1000), (("l", "升"), ("ml", "毫升"), 1000),
+    (("yuan", "元"), ("jiao", "角"), 10), (("yuan", "元"), ("fen", "分"), 100), (("kW", "千瓦"), ("W", "瓦"), 1000),
+    (("km", "公里"), ("m", "米"), 1000), (("dm", "分米"), ("cm", "厘米"), 10),
 ]  # fmt: skip
 
 
-def _near(rng: np.random.Generator, number: int, low: int = 0) -> int:
+def _near(rng: random.Random, number: int, low: int = 0) -> int:
     """A wrong number with as many digits: off by one, by ten, or with one digit changed."""
     digits = len(str(number))
     candidates = [number + d for d in (-1, 1, -2, 2, -10, 10, -100, 100)]
     candidates = [c for c in candidates if c >= low and len(str(c)) == digits]
-    return int(rng.choice(candidates))
+    return rng.choice(candidates)
 
 
 def _both(answer: int | str, wrong: int | str) -> tuple[dict[str, str], dict[str, str]]:
     return {"en": str(answer), "zh": str(answer)}, {"en": str(wrong), "zh": str(wrong)}
 
 
-def addition(rng: np.random.Generator, level: int) -> Item:
+def addition(rng: random.Random, level: int) -> Item:
     high = (10, 20, 50)[level - 1]
-    a, b = (int(x) for x in rng.integers(0, high, 2))
+    a, b = rng.randrange(high), rng.randrange(high)
     answers, wrong = _both(a + b, _near(rng, a + b))
     return Item(
         f"{min(a, b)}+{max(a, b)}",
@@ -80,9 +75,9 @@ def addition(rng: np.random.Generator, level: int) -> Item:
     )  # fmt: skip
 
 
-def subtraction(rng: np.random.Generator, level: int) -> Item:
+def subtraction(rng: random.Random, level: int) -> Item:
     high = (10, 20, 50)[level - 1]
-    b, a = sorted(int(x) for x in rng.integers(0, high, 2))
+    b, a = sorted((rng.randrange(high), rng.randrange(high)))
     answers, wrong = _both(a - b, _near(rng, a - b))
     return Item(
         f"{a}-{b}",
@@ -93,10 +88,10 @@ def subtraction(rng: np.random.Generator, level: int) -> Item:
     )  # fmt: skip
 
 
-def comparison(rng: np.random.Generator, level: int) -> Item:
+def comparison(rng: random.Random, level: int) -> Item:
     low, high = ((1, 10), (10, 100), (100, 1000))[level - 1]
-    a, b = (int(x) for x in rng.choice(np.arange(low, high), 2, replace=False))
-    larger = bool(rng.integers(2))
+    a, b = rng.sample(range(low, high), 2)
+    larger = rng.random() < 0.5
     answer, other = (max(a, b), min(a, b)) if larger else (min(a, b), max(a, b))
     word, character = ("larger", "大") if larger else ("smaller", "小")
     answers, wrong = _both(answer, other)
@@ -108,35 +103,35 @@ def comparison(rng: np.random.Generator, level: int) -> Item:
     )  # fmt: skip
 
 
-def counting(rng: np.random.Generator, level: int) -> Item:
-    length = int(rng.integers(*((3, 5), (4, 7), (6, 9))[level - 1]))
-    letter, *others = rng.choice(LETTERS, 3, replace=False)
-    count = int(rng.integers(1, min(length, 6) + 1))
-    row = [letter] * count + [str(x) for x in rng.choice(others, length - count)]
+def counting(rng: random.Random, level: int) -> Item:
+    length = rng.randrange(*((3, 5), (4, 7), (6, 9))[level - 1])
+    letter, *others = rng.sample(LETTERS, 3)
+    count = rng.randint(1, min(length, 6))
+    row = [letter] * count + rng.choices(others, k=length - count)
     rng.shuffle(row)
     text = " ".join(row)
     answers, wrong = _both(count, _near(rng, count, low=1))
     return Item(
         f"#{letter}:{text}",
-        {"en": [f"How many {letter} in: {text}?"], "zh": [f"数一数有几个{letter}：{text}"]},
+        {"en": [f"How many {letter} in: {text}?"], "zh": [f"数一数 {text} 里有几个 {letter}？"]},
         answers, wrong,
-        {"en": [f"{text}: {count} times {letter}."], "zh": [f"{text}：有{count}个{letter}。"]},
+        {"en": [f"{text}: {count} times {letter}."], "zh": [f"{text} 里有{count}个 {letter}。"]},
     )  # fmt: skip
 
 
-def _letters(rng: np.random.Generator, level: int) -> list[str]:
-    length = int(rng.integers(*((3, 5), (4, 7), (6, 9))[level - 1]))
-    return [str(x) for x in rng.choice(LETTERS, length, replace=False)]
+def _letters(rng: random.Random, level: int) -> list[str]:
+    length = rng.randrange(*((3, 5), (4, 7), (6, 9))[level - 1])
+    return rng.sample(LETTERS, length)
 
 
-def _swapped(rng: np.random.Generator, row: list[str]) -> list[str]:
+def _swapped(rng: random.Random, row: list[str]) -> list[str]:
     """Two unequal neighbours change places."""
     places = [i for i in range(len(row) - 1) if row[i] != row[i + 1]]
-    i = int(rng.choice(places))
+    i = rng.choice(places)
     return [*row[:i], row[i + 1], row[i], *row[i + 2 :]]
 
 
-def copying(rng: np.random.Generator, level: int) -> Item:
+def copying(rng: random.Random, level: int) -> Item:
     row = _letters(rng, level)
     text = " ".join(row)
     answers, wrong = _both(text, " ".join(_swapped(rng, row)))
@@ -147,7 +142,7 @@ def copying(rng: np.random.Generator, level: int) -> Item:
     )  # fmt: skip
 
 
-def reversing(rng: np.random.Generator, level: int) -> Item:
+def reversing(rng: random.Random, level: int) -> Item:
     row = _letters(rng, level)
     text, back = " ".join(row), " ".join(row[::-1])
     answers, wrong = _both(back, " ".join(_swapped(rng, row[::-1])))
@@ -158,9 +153,9 @@ def reversing(rng: np.random.Generator, level: int) -> Item:
     )  # fmt: skip
 
 
-def sorting(rng: np.random.Generator, level: int) -> Item:
-    length = int(rng.integers(*((3, 5), (4, 6), (5, 8))[level - 1]))
-    row = [str(x) for x in rng.choice(10, length, replace=False)]
+def sorting(rng: random.Random, level: int) -> Item:
+    length = rng.randrange(*((3, 5), (4, 6), (5, 8))[level - 1])
+    row = rng.sample(list("0123456789"), length)
     ordered = sorted(row)
     text, right = " ".join(row), " ".join(ordered)
     answers, wrong = _both(right, " ".join(_swapped(rng, ordered)))
@@ -171,28 +166,28 @@ def sorting(rng: np.random.Generator, level: int) -> Item:
     )  # fmt: skip
 
 
-def weekday(rng: np.random.Generator, level: int) -> Item:
-    start, days = int(rng.integers(7)), int(rng.integers(1, (4, 7, 11)[level - 1]))
-    end = (start + days) % 7
-    # a wrong day whose name is as long, so that length says nothing
-    same = [i for i in range(7) if i != end and len(DAYS["en"][i]) == len(DAYS["en"][end])]
-    other = int(rng.choice(same or [i for i in range(7) if i != end]))
+def calendar(rng: random.Random, level: int) -> Item:
+    year, month = rng.randrange(1900, 2100), rng.randint(1, 12)
+    days = rng.randint(1, (3, 6, 9)[level - 1])
+    day = rng.randint(1, 28 - days)
+    start, end = f"{year}-{month:02d}-{day:02d}", f"{year}-{month:02d}-{day + days:02d}"
+    other = f"{year}-{month:02d}-{day + days + rng.choice((-1, 1)):02d}"
     plural = "day" if days == 1 else "days"
-    en, zh = DAYS["en"], DAYS["zh"]
+    answers, wrong = _both(end, other)
     return Item(
-        f"day:{start}+{days}",
-        {"en": [f"What day is {days} {plural} after {en[start]}?"], "zh": [f"{zh[start]}过{days}天是星期几？"]},
-        {"en": en[end], "zh": zh[end]}, {"en": en[other], "zh": zh[other]},
-        {"en": [f"{days} {plural} after {en[start]} comes {en[end]}."], "zh": [f"{zh[start]}过{days}天是{zh[end]}。"]},
+        f"calendar:{start}+{days}",
+        {"en": [f"What date is {days} {plural} after {start}?"], "zh": [f"{start}过{days}天是哪天？"]},
+        answers, wrong,
+        {"en": [f"{days} {plural} after {start} is {end}."], "zh": [f"{start}过{days}天是{end}。"]},
     )  # fmt: skip
 
 
-def date(rng: np.random.Generator, level: int) -> Item:
-    year, month, day = int(rng.integers(1900, 2100)), int(rng.integers(1, 13)), int(rng.integers(1, 29))
+def date(rng: random.Random, level: int) -> Item:
+    year, month, day = rng.randrange(1900, 2100), rng.randint(1, 12), rng.randint(1, 28)
     if level == 1:
         year = 2000 + year % 30
     answer = f"{year}-{month:02d}-{day:02d}"
-    if rng.integers(2):
+    if rng.random() < 0.5:
         wrong_month = (month % 12) + 1
         other = f"{year}-{wrong_month:02d}-{day:02d}"
     else:
@@ -206,12 +201,12 @@ def date(rng: np.random.Generator, level: int) -> Item:
     )  # fmt: skip
 
 
-def units(rng: np.random.Generator, level: int) -> Item:
-    big, small, factor = UNITS[int(rng.integers(len(UNITS)))]
-    count = int(rng.integers(1, (6, 13, 31)[level - 1]))
+def units(rng: random.Random, level: int) -> Item:
+    big, small, factor = rng.choice(UNITS)
+    count = rng.randrange(*((1, 10), (10, 100), (100, 1000))[level - 1])
     value = count * factor
-    near = [x for x in (value + factor, value - factor, value + 1, value - 1, value + 10) if x > 0]
-    other = int(rng.choice([x for x in near if len(str(x)) == len(str(value))]))
+    near = [(count + d) * factor for d in (-10, -1, 1, 10) if count + d > 0]
+    other = rng.choice([x for x in near if len(str(x)) == len(str(value))])
     answers, wrong = _both(value, other)
     return Item(
         f"unit:{count}{big[0]}{small[0]}",
@@ -220,28 +215,27 @@ def units(rng: np.random.Generator, level: int) -> Item:
     )  # fmt: skip
 
 
-def lookup(rng: np.random.Generator, level: int) -> Item:
-    keys = [int(x) for x in rng.choice(6, (2, 3, 4)[level - 1], replace=False)]
-    values = [int(x) for x in rng.choice(np.arange(10, 100), len(keys), replace=False)]
-    asked, confused = (int(x) for x in rng.choice(len(keys), 2, replace=False))
+def lookup(rng: random.Random, level: int) -> Item:
+    keys = rng.sample(range(6), (2, 3, 4)[level - 1])
+    values = rng.sample(range(10, 100), len(keys))
+    asked, confused = rng.sample(range(len(keys)), 2)
     answers, wrong = _both(values[asked], values[confused])
-    en = ", ".join(f"{COLOURS['en'][k]} {v}" for k, v in zip(keys, values))
-    zh = "，".join(f"{COLOURS['zh'][k]}{v}" for k, v in zip(keys, values))
+    en = ", ".join(f"{COLOURS['en'][k]}={v}" for k, v in zip(keys, values))
+    zh = "，".join(f"{COLOURS['zh'][k]}={v}" for k, v in zip(keys, values))
     english, chinese = COLOURS["en"][keys[asked]], COLOURS["zh"][keys[asked]]
     return Item(
         f"look:{keys}{values}{asked}",
-        {"en": [f"Given {en}. What is {english}?"], "zh": [f"已知{zh}。{chinese}是多少？"]}, answers, wrong,
-        {"en": [f"Given {en}. So {english} is {values[asked]}."],
-         "zh": [f"已知{zh}。所以{chinese}是{values[asked]}。"]},
+        {"en": [f"Given {en}. {english}=?"], "zh": [f"已知{zh}。{chinese}=？"]}, answers, wrong,
+        {"en": [f"Given {en}. So {english}={values[asked]}."], "zh": [f"已知{zh}。所以{chinese}={values[asked]}。"]},
     )  # fmt: skip
 
 
 FAMILIES: dict[str, Family] = {
     f.__name__: f
-    for f in (addition, subtraction, comparison, counting, copying, reversing, sorting, weekday, date, units, lookup)
+    for f in (addition, subtraction, comparison, counting, copying, reversing, sorting, calendar, date, units, lookup)
 }
 LANGUAGES = ("en", "zh")
-EMPHASIS = {"addition": 3, "subtraction": 3, "counting": 3, "weekday": 2, "comparison": 2, "reversing": 2, "lookup": 2}
+EMPHASIS = {"addition": 3, "subtraction": 3, "counting": 3, "calendar": 2, "comparison": 2, "reversing": 2, "lookup": 3}
 """Turns of a family in training streams (1 where not named): what is hard to learn is seen more often."""
 
 
@@ -289,17 +283,17 @@ class GenerateTasks:
             "pairs_heldout": pairs_heldout, "prompts_train": prompts_train, "heldout": heldout,
         }  # fmt: skip
 
-    def items(self, stream: str, held_out: bool) -> Iterator[tuple[str, int, str, Item, np.random.Generator]]:
+    def items(self, stream: str, held_out: bool) -> Iterator[tuple[str, int, str, Item, random.Random]]:
         """Endless (family, level, language, item, rng), families and languages in turn, levels and contents at
         random.
         """
-        rng = np.random.default_rng([self.seed, *stream.encode()])
+        rng = random.Random(f"{self.seed}/{stream}")
         turns = [f for f in self.families for _ in range(1 if held_out else EMPHASIS.get(f, 1))]
         turn = 0
         while True:
             family = turns[turn % len(turns)]
             language = LANGUAGES[(turn // len(turns)) % 2]
-            level = int(rng.choice(self.levels))
+            level = rng.choice(self.levels)
             item = FAMILIES[family](rng, level)
             if is_held_out(family, item.content, self.held_out_fraction) == held_out:
                 turn += 1
@@ -312,7 +306,7 @@ class GenerateTasks:
         for family, level, language, item, rng in self.items(stream, held_out):
             if count == 0:
                 return
-            question = str(rng.choice(item.questions[language]))
+            question = rng.choice(item.questions[language])
             if held_out and seen[question]:
                 misses += 1
                 if misses > 1000 * len(self.families):
@@ -348,7 +342,7 @@ class GenerateTasks:
 
     def _statements(self, language: str) -> Iterator[str]:
         for _, _, _, item, rng in self.items(f"text-{language}", held_out=False):
-            yield str(rng.choice(item.statements[language]))
+            yield rng.choice(item.statements[language])
 
     def run(self, run: Any) -> dict[str, float]:
         from athanor.corpus.documents import Document, write_documents
