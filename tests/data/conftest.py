@@ -1,7 +1,7 @@
 import pytest
-from small import train_tokenizer
 
 from athanor.corpus.tokenizer import Tokenizer
+from small import train_tokenizer
 
 
 @pytest.fixture(scope="session")

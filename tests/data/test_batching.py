@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small import batches, spread, valid
 
 from athanor.batches import IGNORED
 from athanor.data.base import BatchPlan, Once, Positions, Stream, pad_right
@@ -16,6 +15,7 @@ from athanor.data.pretraining import PackedRows
 from athanor.data.prompts import Prompts, Rollouts
 from athanor.data.records import Sequences
 from athanor.errors import UserError
+from small import batches, spread, valid
 
 WORLDS = [(1, None), (1, 4), (1, 1), (2, None), (2, 2), (2, 1), (4, None), (4, 1)]
 PLAN = {"max_steps": 7, "global_batch_size": 8}  # 56 samples of 23: over two borders of epochs
@@ -189,7 +189,7 @@ def test_pairs_are_padded_to_one_length_and_keep_their_last_token():
             assert set(tokens[row, lengths[row] :].tolist()) <= {0}
 
 
-# --- rollouts -----------------------------------------------------------------------------------------------------------
+# --- rollouts ---------------------------------------------------------------------------------------------------------
 
 
 def test_rollouts_give_the_same_prompts_on_any_ranks_and_nothing_between():
@@ -219,7 +219,7 @@ def test_rollouts_give_the_same_prompts_on_any_ranks_and_nothing_between():
     assert [tokens for rollout in reference for _, tokens in rollout] == [prompts.encoded[i] for i in indices]
 
 
-# --- sizes --------------------------------------------------------------------------------------------------------------
+# --- sizes ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

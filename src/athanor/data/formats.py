@@ -5,17 +5,13 @@ Preferences: TRL (standard and conversational, explicit or implicit prompt), HH 
 Alpaca with chosen and rejected, ShareGPT with chosen and rejected.
 """
 
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import zstandard
-
+from athanor.corpus.files import Input, decode
 from athanor.data.chat import Message
 from athanor.errors import UserError
 
@@ -42,45 +38,27 @@ def read_records(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
     for name in files:
         path = verified(Path(name))
-        try:
+        with Input(path) as file:
             if path.suffix == ".json":
-                for i, record in enumerate(_array(path)):
+                for i, record in enumerate(_array(decode(file.read(), path), path)):
                     yield f"{path.name}[{i}]", _object(record, f"{path}[{i}]")
                 continue
-            with _open(path) as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield f"{path.name}:{number}", _object(_parse(line, path, number), f"{path}:{number}")
-        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-            raise UserError(f"{path} is damaged or cut off ({error}); fetch it again.") from None
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not UTF-8 (byte {error.start} of a block); convert it to UTF-8 first."
-            ) from None
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist; correct the file name in `inputs` or in data.files.") from None
-        except IsADirectoryError:
-            raise UserError(f"{path} is a folder; name the files in it, as in `{path}/*.jsonl`.") from None
+            for number, offset, line in file.lines():
+                if line.strip():
+                    where = f"{path}:{number}"
+                    yield f"{path.name}:{number}", _object(_parse(decode(line, path, offset), where), where)
 
 
-def _open(path: Path) -> io.TextIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".zst":
-        return io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(path.open("rb")), encoding="utf-8")
-    return path.open(encoding="utf-8")
-
-
-def _parse(line: str, path: Path, number: int) -> Any:
+def _parse(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number} is not JSON ({error.msg}); mend or remove the line.") from None
+        raise UserError(f"{where} is not JSON ({error.msg}); mend or remove the line.") from None
 
 
-def _array(path: Path) -> list[Any]:
+def _array(text: str, path: Path) -> list[Any]:
     try:
-        records = json.loads(path.read_text("utf-8"))
+        records = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno} is not JSON ({error.msg}); mend it, or name it .jsonl.") from None
     if not isinstance(records, list):
@@ -124,9 +102,7 @@ def to_pair(record: dict[str, Any], where: str = "record") -> Pair:
     if isinstance(chosen, list) and isinstance(rejected, list):
         (*shared, ours), (*other, theirs) = _turns(chosen, where), _turns(rejected, where)
         if shared != other or {ours["role"], theirs["role"]} != {"assistant"}:
-            raise UserError(
-                f"{where}: chosen and rejected are not two answers to the same conversation; mend or remove it."
-            )
+            raise UserError(f"{where}: chosen and rejected do not answer the same conversation; mend or remove it.")
         if prompt and prompt[-1] not in shared:  # else the prompt is repeated in both, perhaps with a system message
             shared = prompt + shared
         return Pair(shared, ours["content"], theirs["content"])

@@ -84,12 +84,15 @@ class PromptData(RecordData):
         self.rollout_size, self.epochs_per_rollout = rollout_size, epochs_per_rollout
 
     def attach(self, plan: BatchPlan, context: int) -> None:
+        plan.check()
         size = plan.global_batch_size
-        if self.rollout_size % size or self.rollout_size % plan.world_size:
+        if self.rollout_size < 1 or self.rollout_size % size:
             raise UserError(
-                f"data.rollout_size={self.rollout_size} must be a multiple of global_batch_size={size} and of the "
-                f"{plan.world_size} devices; nearest above: {-(-self.rollout_size // size) * size}."
+                f"data.rollout_size={self.rollout_size} must be a multiple of global_batch_size={size}; nearest above: "
+                f"{max(1, -(-self.rollout_size // size)) * size}."
             )
+        if self.epochs_per_rollout < 1:
+            raise UserError(f"data.epochs_per_rollout={self.epochs_per_rollout} must be at least 1.")
         super().attach(plan, context)
 
     @property
