@@ -114,11 +114,13 @@ class Builder:
                     "in": count,
                     "out": count - sum(dropped.values()),
                     "dropped": dropped,
+                    "counts": {"changed": 84} if step == "normalize" else {},
                     "samples": {reason: samples.get(reason, []) for reason in dropped},
                 }
             )
             count = steps[-1]["out"]
-        cleaning = {"sources": sources, "steps": steps, "languages": {"en": count - 900, "zh": 900}}
+        languages = {"en": {"documents": count - 900, "bytes": 4_000_000}, "zh": {"documents": 900, "bytes": 9_000}}
+        cleaning = {"sources": sources, "steps": steps, "languages": languages}
         job = {"job": {"_target_": "athanor.corpus.prepare.PrepareDocuments"}}
         return self.run(name, "prepare", job, inputs, 21.4, files={"cleaning.json": cleaning})
 

@@ -327,6 +327,15 @@ def test_a_resumed_step_counts_once(tmp_path):
     assert gather(run).runs[0].metrics["train/loss"] == ([1, 2, 3], [5.0, 4.5, 3.5])
 
 
+def test_tokens_are_counted_without_the_pauses(tmp_path):
+    """100 tokens a step at 50 a second, with a pause of a minute for validation in between."""
+    run = fabricated.Builder(tmp_path).run("sft/x", "train", {}, {}, 1.0)
+    times = [10 + 20 * i + (60 if i > 3 else 0) for i in range(9)]
+    events = [{"step": 10 * (i + 1), "time": t, "train/tokens_per_second": 50.0} for i, t in enumerate(times)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    assert gather(run).runs[0].tokens == pytest.approx(100 * 90)
+
+
 def test_what_is_no_run_is_refused(tmp_path, refused):
     assert "neither a run nor a pipeline" in refused(gather, tmp_path)
     assert "no readable manifest.json" in refused(gather, {"a": tmp_path})

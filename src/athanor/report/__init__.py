@@ -48,7 +48,7 @@ def render(gathered: Gathered) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("number", "measure", "signed", "count", "size", "duration", "date", "series", "shorten"):
+    for name in ("number", "measure", "signed", "whole", "count", "size", "duration", "date", "series", "shorten"):
         environment.filters[name] = getattr(formats, name)
     environment.filters["lang"] = lambda language: LANGUAGE_TAGS.get(language, language or "und")
     folder = Path(__file__).parent
@@ -86,7 +86,7 @@ def _context(gathered: Gathered) -> dict[str, Any]:
         "losses": [(run, panel) for run in trained if (panel := curves.loss_panel(run))],
         "panels": [(run, panel) for run in trained for panel in curves.panels(run)],
         "others": [(run, made) for run in trained if (made := curves.others(run))],
-        "cleaned": [(run, found) for run in gathered.runs if (found := _cleaning(run))],
+        "cleaned": [(run, found) for run in gathered.runs if (found := cleaning_of(run))],
         "tokenizers": [(run, found) for run in gathered.of("tokenizer") if (found := run.read("tokenizer.json"))],
         "shards": [(run, found) for run in gathered.of("shards") if (found := run.read("shards.json"))],
         "times": times(gathered),
@@ -104,11 +104,8 @@ def lede(gathered: Gathered, policies: list[RunView]) -> str:
     parts = []
     models = [run for run in gathered.trained if run.role != "reward"] or gathered.trained
     size = next((run.parameters for run in models if run.parameters), None)
-    documents = sum(
-        source.get("documents", 0)
-        for run in gathered.of("documents")
-        for source in ((_cleaning(run) or {}).get("sources") or {}).values()
-    )
+    read = [found for run in gathered.of("documents") if (found := cleaning_of(run))]
+    documents = sum(found["start"] for found in read)
     if models:
         what = f"A language model of {formats.count(size)} parameters" if size else "A language model"
         of = f" from {documents:,} documents" if documents else ""
@@ -189,7 +186,7 @@ def key_figures(gathered: Gathered, policies: list[RunView], judges: list[RunVie
     made.append(
         (
             formats.duration(sum(run.seconds or 0 for run in gathered.runs)),
-            "from first to last",
+            "for all runs together",
             f"{len(gathered.runs)} runs",
         )
     )
@@ -203,14 +200,11 @@ def times(gathered: Gathered) -> list[dict[str, Any]]:
         speeds = run.metrics.get("train/tokens_per_second", ([], []))[1]
         speed = sorted(speeds)[len(speeds) // 2] if speeds else None
         steps = max((at[-1] for at, _ in run.metrics.values()), default=None)
-        tokens = run.last("train/tokens", "tokens")
-        if tokens is None and speed and run.seconds:
-            tokens = speed * run.seconds
         rows.append(
             {
                 "run": run,
                 "steps": steps,
-                "tokens": tokens,
+                "tokens": run.tokens,
                 "speed": speed,
                 "mfu": run.last("train/mfu"),
                 "seconds": run.seconds,
@@ -257,9 +251,38 @@ def environment_of(gathered: Gathered) -> dict[str, Any]:
     }
 
 
-def _cleaning(run: RunView) -> dict | None:
+def cleaning_of(run: RunView) -> dict[str, Any] | None:
+    """What cleaning.json of a run says, in lists ready to be shown; None where it has none.
+
+    Returns:
+        {"sources": [(name, documents, bytes)], "languages": [(language, documents)], "start", "end",
+         "steps": [{"name", "in", "out", "dropped": [(reason, documents, examples)], "counts": [(what, documents)]}]}
+    """
     found = run.read("cleaning.json")
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    steps = [
+        {
+            "name": step.get("name", ""),
+            "in": step.get("in", 0),
+            "out": step.get("out", 0),
+            "dropped": [
+                (reason, n, [str(text) for text in (step.get("samples") or {}).get(reason) or []])
+                for reason, n in sorted((step.get("dropped") or {}).items(), key=lambda pair: -pair[1])
+                if n
+            ],
+            "counts": [(what, n) for what, n in (step.get("counts") or {}).items() if n],
+        }
+        for step in found.get("steps") or []
+    ]
+    sources = [(name, s.get("documents"), s.get("bytes")) for name, s in (found.get("sources") or {}).items()]
+    languages = [
+        (tables.LANGUAGES.get(language, language), n.get("documents") if isinstance(n, dict) else n)
+        for language, n in (found.get("languages") or {}).items()
+    ]
+    start = steps[0]["in"] if steps else sum(documents or 0 for _, documents, _ in sources)
+    end = steps[-1]["out"] if steps else start
+    return {"sources": sources, "languages": languages, "steps": steps, "start": start, "end": end}
 
 
 def _nodes(gathered: Gathered) -> list[graph.Node]:

@@ -6,9 +6,13 @@ from datetime import datetime, timezone
 MISSING = "–"  # an en dash
 
 
+def _known(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """About `digits` significant digits; two and an exponent below 0.001 and from a million on."""
-    if value is None or not math.isfinite(value):
+    if value is None or not _known(value):
         return MISSING
     if value == 0:
         return "0"
@@ -22,14 +26,14 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def measure(value: float | None, unit: str | None = None) -> str:
     """A metric's value in its unit: fractions as per cent."""
-    if value is None or not math.isfinite(value):
+    if value is None or not _known(value):
         return MISSING
     return f"{100 * value:.1f}%".replace("-", "−") if unit == "fraction" else number(value)
 
 
 def signed(value: float | None, unit: str | None = None) -> str:
     """A difference, with its sign; of fractions in percentage points."""
-    if value is None or not math.isfinite(value):
+    if value is None or not _known(value):
         return MISSING
     size = abs(value)
     text = f"{100 * size:.1f}" if unit == "fraction" else f"{size:.4f}" if size < 1e-3 else number(size)
@@ -38,9 +42,14 @@ def signed(value: float | None, unit: str | None = None) -> str:
     return ("+" if value > 0 else "−") + text
 
 
+def whole(value: float | None) -> str:
+    """1,234,567"""
+    return MISSING if value is None or not _known(value) else f"{value:,.0f}"
+
+
 def count(value: float | None) -> str:
     """1,234 up to ten thousand, then 12.3 k, 4.7 M, 1.2 G."""
-    if value is None or not math.isfinite(value):
+    if value is None or not _known(value):
         return MISSING
     if abs(value) < 10_000:
         return f"{value:,.0f}"
@@ -52,11 +61,13 @@ def count(value: float | None) -> str:
 
 
 def size(octets: float | None) -> str:
-    return MISSING if octets is None else f"{octets:,.0f} B" if octets < 1000 else count(max(octets, 10_000)) + "B"
+    if octets is None or not _known(octets):
+        return MISSING
+    return f"{octets:,.0f} B" if octets < 1000 else count(max(octets, 10_000)) + "B"
 
 
 def duration(seconds: float | None) -> str:
-    if seconds is None or not math.isfinite(seconds):
+    if seconds is None or not _known(seconds):
         return MISSING
     if seconds < 9.95:
         return f"{seconds:.1f} s"

@@ -85,7 +85,11 @@ class RunView:
 
     @property
     def seconds(self) -> float | None:
-        return self.manifest.get("seconds")
+        """Of all attempts; of a run under way, until it last logged something."""
+        seconds, started = self.manifest.get("seconds"), self.manifest.get("started")
+        if not seconds and self.times and isinstance(started, (int, float)):
+            return self.times[max(self.times)] - started
+        return seconds
 
     @property
     def science(self) -> dict:
@@ -150,6 +154,25 @@ class RunView:
                 if name not in ("step", "time", "epoch") and usable:
                     found.setdefault(name, {})[event["step"]] = float(value)
         return {name: ([*sorted(at)], [at[step] for step in sorted(at)]) for name, at in found.items()}
+
+    @cached_property
+    def times(self) -> dict[int, float]:
+        """Step -> Unix time at which something was logged of it."""
+        return {
+            event["step"]: float(event["time"])
+            for event in self.lines("metrics.jsonl")
+            if isinstance(event.get("step"), int) and isinstance(event.get("time"), (int, float))
+        }
+
+    @property
+    def tokens(self) -> float | None:
+        """Tokens trained on: the median step's tokens, from speed and time between events, times the steps."""
+        steps, speeds = self.metrics.get("train/tokens_per_second", ([], []))
+        of_a_step = sorted(
+            speed * (self.times[after] - self.times[before]) / (after - before)
+            for before, after, speed in zip(steps, steps[1:], speeds[1:])
+        )
+        return of_a_step[len(of_a_step) // 2] * steps[-1] if of_a_step else None
 
     def last(self, *names: str) -> float | None:
         """Last logged value of the first of these metrics that was logged."""
