@@ -53,7 +53,7 @@ class Algorithm(LightningModule):
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Weight decay on matrices only: not on norms, biases or embeddings."""
         embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         decayed = [p for _, p in self.trainable() if p.ndim >= 2 and id(p) not in embeddings]

@@ -38,6 +38,13 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, c
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
+def token_rewards(kl_RT: Tensor, scores_R: Tensor, mask_RT: Tensor, *, coefficient: Tensor | float) -> Tensor:
+    """-coefficient * KL of each response token, and the response's score at its last one; 0 outside the mask."""
+    last_RT = mask_RT & (mask_RT.flip(-1).cumsum(-1).flip(-1) == 1)
+    rewards_RT = -coefficient * kl_RT + torch.where(last_RT, scores_R[:, None], 0.0)
+    return torch.where(mask_RT, rewards_RT, 0.0)
+
+
 def adapted_kl_coefficient(coefficient: Tensor, kl: Tensor, *, target: float, horizon: float) -> Tensor:
     """The proportional controller of Ziegler et al. 2019 (section 2.2): coefficient * (1 + clamp(kl/target - 1, +-0.2)
     * horizon).
@@ -137,18 +144,17 @@ class PPO(Algorithm):
         values_RT = self.value(tokens_RT)
         self.value.train()
         ref_RT = response_logps(self.reference, tokens_RT, labels_RT, temperature=self.temperature)
-        scores_R = self.reward.reward(tokens_RT, lengths_R)  # type: ignore[operator, union-attr]
+        scores_R = self.reward.reward(tokens_RT, lengths_R)  # type: ignore[operator]
         unfinished_R = ~responses.stopped_B
         scores_R = scores_R - self.unfinished_penalty * unfinished_R
-        tokens_RT, labels_RT, logps_RT, values_RT, ref_RT = (
-            self.everyone(x) for x in (tokens_RT, labels_RT, logps_RT, values_RT, ref_RT)
-        )
-        scores_R, unfinished_R = self.everyone(scores_R), self.everyone(unfinished_R.float())
+        width = int(batch.longest) + self.max_new_tokens
+        tokens_RT, labels_RT = self.everyone(tokens_RT, width, self.pad_id), self.everyone(labels_RT, width, IGNORED)
+        logps_RT, values_RT, ref_RT = (self.everyone(x, width, 0.0) for x in (logps_RT, values_RT, ref_RT))
+        scores_R, unfinished_R = (self.everyone(x[:, None], 1, 0.0)[:, 0] for x in (scores_R, unfinished_R.float()))
 
         mask_RT = labels_RT != IGNORED
         kl_RT = logps_RT - ref_RT
-        last_RT = mask_RT & (mask_RT.flip(-1).cumsum(-1).flip(-1) == 1)
-        rewards_RT = -self.kl_coefficient * kl_RT + torch.where(last_RT, scores_R[:, None], 0.0)
+        rewards_RT = token_rewards(kl_RT, scores_R, mask_RT, coefficient=self.kl_coefficient)
         if self.whiten_rewards:
             rewards_RT = masked_whiten(rewards_RT, mask_RT, shift_mean=False)
         advantages_RT, returns_RT = gae(rewards_RT, values_RT, mask_RT, gamma=self.gamma, lam=self.lam)
@@ -163,11 +169,12 @@ class PPO(Algorithm):
         }
         return Rollout(tokens_RT, labels_RT, logps_RT, values_RT, advantages_RT, returns_RT), metrics
 
-    def everyone(self, x: Tensor) -> Tensor:
-        """The rows of all ranks, in rank order."""
+    def everyone(self, x_BT: Tensor, width: int, fill: float) -> Tensor:
+        """The rows of all ranks in rank order, padded on the right to a width that all ranks share."""
+        x_BT = nn.functional.pad(x_BT, (0, width - x_BT.shape[1]), value=fill)
         if self.trainer.world_size == 1:
-            return x
-        gathered = self.all_gather(x)
+            return x_BT
+        gathered = self.all_gather(x_BT)
         assert isinstance(gathered, Tensor)
         return gathered.flatten(0, 1)
 
@@ -183,7 +190,12 @@ class PPO(Algorithm):
             self.report({f"ppo/{name}": float(value) for name, value in metrics.items()})
         assert self.rollout is not None, "a run begins with a rollout"
         rows, normalizer = self.minibatch(batch_idx)
-        tokens_BT, labels_BT, old_logps_BT, old_values_BT, advantages_BT, returns_BT = (x[rows] for x in self.rollout)
+        used = (
+            int((self.rollout.labels_RT[rows] != IGNORED).any(0).nonzero().max()) + 1
+        )  # columns up to the last response
+        tokens_BT, labels_BT, old_logps_BT, old_values_BT, advantages_BT, returns_BT = (
+            x[rows, :used] for x in self.rollout
+        )
         mask_BT = labels_BT != IGNORED
         logps_BT = response_logps(self.model, tokens_BT, labels_BT, temperature=self.temperature)
         values_BT = self.value(tokens_BT)
@@ -232,19 +244,16 @@ class PPO(Algorithm):
             pad_id=self.pad_id,
         )  # fmt: skip
         tokens_BT, labels_BT, lengths_B = joined(batch, responses, self.pad_id)
-        scores_B = self.reward.reward(tokens_BT, lengths_B)  # type: ignore[operator, union-attr]
+        scores_B = self.reward.reward(tokens_BT, lengths_B)  # type: ignore[operator]
         logps_BT = response_logps(self.model, tokens_BT, labels_BT)
         ref_BT = response_logps(self.reference, tokens_BT, labels_BT)
         self.validated(lengths_B.new_tensor(len(lengths_B)), reward=scores_B.sum(), kl=(logps_BT - ref_BT).sum())
 
 
 def joined(batch: PromptBatch, responses: Responses, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompt and response in one row from column 0: tokens_BT, labels_BT of the response, lengths_B.
-
-    T = `longest` prompt of the data + new tokens, the same on every rank.
-    """
+    """Prompt and response in one row from column 0: tokens_BT, labels_BT of the response, lengths_B."""
     rows, new = responses.tokens_BN.shape
-    columns = torch.arange(int(batch.longest) + new, device=batch.tokens_BP.device)[None]
+    columns = torch.arange(batch.tokens_BP.shape[1] + new, device=batch.tokens_BP.device)[None]
     prompt_B1, response_B1 = batch.lengths_B[:, None], responses.lengths_B[:, None]
     both = torch.cat((batch.tokens_BP, responses.tokens_BN), dim=1)
     source = (columns + (batch.tokens_BP.shape[1] - prompt_B1)).clamp(max=both.shape[1] - 1)

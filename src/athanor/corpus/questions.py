@@ -51,7 +51,7 @@ def questions(path: str, module: str, max_words: int) -> list[dict[str, Any]]:
         entries = list(docstrings(Path(path).read_text("utf-8"), module))
     except (SyntaxError, ValueError, RecursionError):  # test data, or another version's syntax
         return []
-    records = []
+    records: list[dict[str, Any]] = []
     for entry in entries:
         first = re.split(r"(?<=[.!?])\s", " ".join(entry.text.split("\n\n")[0].split()))[0]
         words = first.split()
