@@ -7,7 +7,7 @@ from markupsafe import Markup
 from athanor.report.charts import Bound, Line, line_chart
 from athanor.report.formats import number
 from athanor.report.gather import RunView
-from athanor.report.tables import kl_bound
+from athanor.report.story import kl_bound
 
 
 class Panel(NamedTuple):

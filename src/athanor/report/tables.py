@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from athanor.evaluation.statistics import Interval, paired_difference
-from athanor.report.formats import measure, number, series, signed
+from athanor.report.formats import measure
 from athanor.report.gather import Gathered, RunView
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
@@ -274,85 +274,6 @@ def samples(
             )
         )
     return [runs[p] for p in positions], made
-
-
-class Finding(NamedTuple):
-    text: str
-    tone: str  # "good", "bad" or "plain"
-
-
-def findings(gathered: Gathered, policies: list[RunView]) -> list[Finding]:
-    """What the numbers say, one sentence each, with the interval and whether it is clear of zero."""
-    found = []
-    for run in policies:
-        baseline = baseline_of(gathered, run)
-        record = find(run, "exact_match")
-        if record is None or baseline is None or run is baseline:
-            continue
-        gap = difference(run, baseline, "exact_match")
-        if gap is None:
-            continue
-        after, earlier = (baseline, run) if run.fingerprint in gathered.ancestors(baseline) else (run, baseline)
-        value, low, high = gap[:3] if after is run else (-gap.value, -gap.high, -gap.low)
-        span = (
-            f"{signed(value, 'fraction')} points, 95% interval {signed(low, 'fraction')} to {signed(high, 'fraction')}"
-        )
-        if low > 0:
-            found.append(
-                Finding(f"{after.label} answers more questions right than {_phrase(earlier)}: {span}.", "good")
-            )
-        elif high < 0:
-            found.append(
-                Finding(f"{after.label} answers fewer questions right than {_phrase(earlier)}: {span}.", "bad")
-            )
-        else:
-            found.append(Finding(f"{after.label} is not clearly different from {_phrase(earlier)}: {span}.", "plain"))
-    for run in gathered.of("ppo"):
-        bound, kl = kl_bound(run), mean_kl(run)
-        if kl is not None and bound is not None:
-            held = kl <= bound
-            words = "stayed within" if held else "left"
-            text = f"{run.label} {words} its bound: mean KL {number(kl)} of {number(bound)} nats a response allowed."
-            found.append(Finding(text, "good" if held else "bad"))
-    for run in gathered.of("reward"):
-        accuracy, by_length = find(run, "preference_accuracy"), find(run, "length_baseline_accuracy")
-        if accuracy is not None:
-            text = f"The reward model ranks {measure(accuracy['value'], 'fraction')} of held-out pairs right"
-            if by_length is not None:
-                text += f"; always taking the longer answer, {measure(by_length['value'], 'fraction')}"
-                clear = accuracy["low"] > by_length["high"]
-            else:
-                clear = accuracy["low"] > 0.5
-            found.append(Finding(text + ".", "good" if clear else "bad"))
-    unfinished = [run for run in gathered.runs if run.status != "finished"]
-    if unfinished:
-        named = series([f"{run.name} ({run.status})" for run in unfinished])
-        found.insert(0, Finding(f"Not everything here is finished: {named}.", "bad"))
-    return found
-
-
-def _phrase(run: RunView) -> str:
-    return "the pretrained model" if run.label == "Pretrained" else run.label
-
-
-def kl_bound(run: RunView) -> float | None:
-    """The bound on the mean KL that the experiment states, nats a response."""
-    algorithm = run.science.get("algorithm") or {}
-    for node in (algorithm, run.science):
-        for key in ("kl_bound", "kl_limit", "max_kl", "target_kl", "kl_target"):
-            if isinstance(node.get(key), (int, float)):
-                return float(node[key])
-    return None
-
-
-def mean_kl(run: RunView) -> float | None:
-    """Mean KL to the reference over the last tenth of training, nats a response."""
-    for name in ("ppo/kl", "train/kl"):
-        if name in run.metrics:
-            values = run.metrics[name][1]
-            last = values[-max(1, len(values) // 10) :]
-            return sum(last) / len(last)
-    return None
 
 
 def _key(slice: dict | None) -> tuple:

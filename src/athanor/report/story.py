@@ -1,0 +1,161 @@
+"""The report in sentences and single figures: what was made, what came of it, whether it kept its promises."""
+
+from typing import NamedTuple
+
+from athanor.report import facts
+from athanor.report.formats import count, duration, measure, number, series, signed
+from athanor.report.gather import Gathered, RunView
+from athanor.report.tables import baseline_of, difference, find
+
+STAGE_WORDS = {
+    "pretraining": "pretraining",
+    "sft": "supervised fine-tuning",
+    "reward": "a reward model",
+    "dpo": "DPO",
+    "ppo": "PPO",
+}
+
+
+def lede(gathered: Gathered, policies: list[RunView]) -> str:
+    """What was trained, from what, and the result, in a sentence or two."""
+    parts = []
+    models = [run for run in gathered.trained if run.role != "reward"] or gathered.trained
+    size = next((run.parameters for run in models if run.parameters), None)
+    read = [found for run in gathered.of("documents") if (found := facts.cleaning_of(run))]
+    documents = sum(found["start"] for found in read)
+    if models:
+        what = f"A language model of {count(size)} parameters" if size else "A language model"
+        of = f" from {documents:,} documents" if documents else ""
+        time = duration(sum(run.seconds or 0 for run in gathered.runs))
+        stages = series(list(dict.fromkeys(STAGE_WORDS.get(run.role, run.role) for run in gathered.trained)))
+        parts.append(f"{what}, made{of} in {time}: {stages}.")
+    elif documents:
+        parts.append(f"{documents:,} documents, prepared in {duration(sum(r.seconds or 0 for r in gathered.runs))}.")
+    scored = [(run, found) for run in policies if (found := find(run, "exact_match"))]
+    if scored:
+        best, top = max(scored, key=lambda pair: pair[1]["value"])
+        share = measure(top["value"], "fraction")
+        sentence = f"{best.label} answers {share} of {top.get('n', 0):,} held-out questions"
+        baseline = baseline_of(gathered, best)
+        first = next((found for run, found in scored if run.role == "pretraining"), None)
+        against = []
+        if baseline is not None and baseline is not best and (found := find(baseline, "exact_match")):
+            against.append(f"{measure(found['value'], 'fraction')} after {baseline.label} alone")
+        if first is not None and best.role != "pretraining":
+            against.append(f"{measure(first['value'], 'fraction')} after pretraining")
+        parts.append(sentence + (f", against {series(against)}." if against else "."))
+    return " ".join(parts)
+
+
+def key_figures(gathered: Gathered, policies: list[RunView], judges: list[RunView]) -> list[tuple[str, str, str]]:
+    """(value, what it is, detail) for the top of the page."""
+    made = []
+    scored = [(run, found) for run in policies if (found := find(run, "exact_match"))]
+    if scored:
+        best, top = max(scored, key=lambda pair: pair[1]["value"])
+        low, high = (measure(top[side], "fraction") for side in ("low", "high"))
+        made.append((measure(top["value"], "fraction"), f"exact match, {best.label}", f"{low} to {high}"))
+        baseline = baseline_of(gathered, best)
+        gap = difference(best, baseline, "exact_match") if baseline is not None and baseline is not best else None
+        if gap is not None and baseline is not None:
+            low, high = (signed(side, "fraction") for side in gap[1:3])
+            made.append((signed(gap.value, "fraction"), f"points over {baseline.label}", f"{low} to {high}"))
+    for run in judges[:1]:
+        if found := find(run, "preference_accuracy"):
+            low, high = (measure(found[side], "fraction") for side in ("low", "high"))
+            made.append((measure(found["value"], "fraction"), "pairs the reward model ranks right", f"{low} to {high}"))
+    for run in gathered.of("ppo")[:1]:
+        kl, bound = mean_kl(run), kl_bound(run)
+        if kl is not None:
+            detail = f"bound {number(bound)}" if bound is not None else "end of training"
+            made.append((number(kl, 2), f"nats of KL a response, {run.label}", detail))
+    tokens = sum(row["tokens"] or 0 for row in facts.times(gathered))
+    if tokens:
+        made.append((count(tokens), "tokens trained on", f"{len(gathered.trained)} trainings"))
+    made.append(
+        (
+            duration(sum(run.seconds or 0 for run in gathered.runs)),
+            "for all runs together",
+            f"{len(gathered.runs)} runs",
+        )
+    )
+    return made
+
+
+class Finding(NamedTuple):
+    text: str
+    tone: str  # "good", "bad" or "plain"
+
+
+def findings(gathered: Gathered, policies: list[RunView]) -> list[Finding]:
+    """What the numbers say, one sentence each, with the interval and whether it is clear of zero."""
+    found = []
+    for run in policies:
+        baseline = baseline_of(gathered, run)
+        record = find(run, "exact_match")
+        if record is None or baseline is None or run is baseline:
+            continue
+        gap = difference(run, baseline, "exact_match")
+        if gap is None:
+            continue
+        after, earlier = (baseline, run) if run.fingerprint in gathered.ancestors(baseline) else (run, baseline)
+        value, low, high = gap[:3] if after is run else (-gap.value, -gap.high, -gap.low)
+        span = (
+            f"{signed(value, 'fraction')} points, 95% interval {signed(low, 'fraction')} to {signed(high, 'fraction')}"
+        )
+        if low > 0:
+            found.append(
+                Finding(f"{after.label} answers more questions right than {_phrase(earlier)}: {span}.", "good")
+            )
+        elif high < 0:
+            found.append(
+                Finding(f"{after.label} answers fewer questions right than {_phrase(earlier)}: {span}.", "bad")
+            )
+        else:
+            found.append(Finding(f"{after.label} is not clearly different from {_phrase(earlier)}: {span}.", "plain"))
+    for run in gathered.of("ppo"):
+        bound, kl = kl_bound(run), mean_kl(run)
+        if kl is not None and bound is not None:
+            held = kl <= bound
+            words = "stayed within" if held else "went beyond"
+            text = f"{run.label} {words} its bound: mean KL {number(kl)} of {number(bound)} nats a response allowed."
+            found.append(Finding(text, "good" if held else "bad"))
+    for run in gathered.of("reward"):
+        accuracy, by_length = find(run, "preference_accuracy"), find(run, "length_baseline_accuracy")
+        if accuracy is not None:
+            text = f"The reward model ranks {measure(accuracy['value'], 'fraction')} of held-out pairs right"
+            if by_length is not None:
+                text += f"; always taking the longer answer, {measure(by_length['value'], 'fraction')}"
+                clear = accuracy["low"] > by_length["high"]
+            else:
+                clear = accuracy["low"] > 0.5
+            found.append(Finding(text + ".", "good" if clear else "bad"))
+    unfinished = [run for run in gathered.runs if run.status != "finished"]
+    if unfinished:
+        named = series([f"{run.name} ({run.status})" for run in unfinished])
+        found.insert(0, Finding(f"Not everything here is finished: {named}.", "bad"))
+    return found
+
+
+def _phrase(run: RunView) -> str:
+    return "the pretrained model" if run.label == "Pretrained" else run.label
+
+
+def kl_bound(run: RunView) -> float | None:
+    """The bound on the mean KL that the experiment states, nats a response."""
+    algorithm = run.science.get("algorithm") or {}
+    for node in (algorithm, run.science):
+        for key in ("kl_bound", "kl_limit", "max_kl", "target_kl", "kl_target"):
+            if isinstance(node.get(key), (int, float)):
+                return float(node[key])
+    return None
+
+
+def mean_kl(run: RunView) -> float | None:
+    """Mean KL to the reference over the last tenth of training, nats a response."""
+    for name in ("ppo/kl", "train/kl"):
+        if name in run.metrics:
+            values = run.metrics[name][1]
+            last = values[-max(1, len(values) // 10) :]
+            return sum(last) / len(last)
+    return None
