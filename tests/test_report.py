@@ -13,7 +13,7 @@ import pytest
 
 import fabricated
 from athanor.errors import UserError
-from athanor.report import charts, formats, graph, tables, write
+from athanor.report import charts, formats, graph, story, tables, write
 from athanor.report.charts import Bound, Line, line_chart
 from athanor.report.gather import gather
 from athanor.report.graph import HEIGHT, WIDTH, Node
@@ -169,8 +169,7 @@ def test_its_numbers_are_those_of_the_runs(pipeline, page):
     assert f"PPO answers more questions right than SFT: {gap} points" in page.text
     assert "SFT answers more questions right than the pretrained model" in page.text
     kl = gather(pipeline).of("ppo")[0].metrics["ppo/kl"][1]
-    assert f"PPO stayed within its bound: mean KL {sum(kl[-12:]) / 12:.3f} of" in page.text
-    assert "of 1.00 nats a response allowed" in page.text
+    assert f"PPO held its target: mean KL {sum(kl[-12:]) / 12:.3f}, target 1.00 nats a response." in page.text
     assert "The reward model ranks 92.0% of held-out pairs right; always taking the longer answer, 49.5%." in page.text
     assert "9,412 documents" in page.text
     assert "4.7 M parameters" in page.text
@@ -225,6 +224,23 @@ def test_differences_pair_the_same_items_and_are_said_in_words(pipeline):
     assert cell.tone == "good", "a lower loss is better"
     assert cell.difference.value == pytest.approx(-1, abs=0.4)
     assert verdict("exact_match", sft) == verdict("exact_match", sft)._replace(difference=None, verdict="")
+
+
+@pytest.mark.parametrize(
+    ("stated", "sentence", "tone"),
+    [
+        ({"kl_target": 0.75}, "held its target", "good"),  # the run ends near 0.82
+        ({"kl_target": 0.5}, "missed its target", "bad"),
+        ({"kl_target": 0.5, "kl_bound": 0.9}, "stayed within its bound", "good"),
+        ({"kl_bound": 0.75}, "went beyond its bound", "bad"),
+    ],
+)
+def test_the_kl_is_held_against_what_the_experiment_states(pipeline, stated, sentence, tone):
+    gathered = gather(pipeline)
+    gathered.of("ppo")[0].manifest["science"]["algorithm"] = {"_target_": "athanor.algorithms.ppo.PPO"} | stated
+    (found,) = [f for f in story.findings(gathered, []) if "mean KL" in f.text]
+    assert sentence in found.text
+    assert found.tone == tone
 
 
 def test_samples_prefer_telling_questions_and_each_family_once(pipeline):

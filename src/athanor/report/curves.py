@@ -7,7 +7,7 @@ from markupsafe import Markup
 from athanor.report.charts import Bound, Line, line_chart
 from athanor.report.formats import number
 from athanor.report.gather import RunView
-from athanor.report.story import kl_bound
+from athanor.report.story import kl_limit
 
 
 class Panel(NamedTuple):
@@ -84,8 +84,8 @@ def _panel(run: RunView, plan: Plan) -> Panel | None:
         for metric, label, style in plan.curves
         if metric in run.metrics
     ]
-    limit = kl_bound(run) if plan.bounded else None
-    bound = Bound(f"bound {number(limit)}", limit) if limit is not None else None
+    limit = kl_limit(run) if plan.bounded else None
+    bound = Bound(f"{limit[0]} {number(limit[1])}", limit[1]) if limit is not None else None
     svg = line_chart(lines, bound=bound, log=plan.log, zero=plan.zero, most=plan.most)
     if not svg:
         return None

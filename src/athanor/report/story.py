@@ -7,6 +7,8 @@ from athanor.report.formats import count, duration, measure, number, series, sig
 from athanor.report.gather import Gathered, RunView
 from athanor.report.tables import baseline_of, difference, find
 
+CONTROL = 1.2
+"""A controller that is 20% off its target corrects at full strength (Ziegler et al. 2019, section 2.2)."""
 STAGE_WORDS = {
     "pretraining": "pretraining",
     "sft": "supervised fine-tuning",
@@ -65,9 +67,9 @@ def key_figures(gathered: Gathered, policies: list[RunView], judges: list[RunVie
             low, high = (measure(found[side], "fraction") for side in ("low", "high"))
             made.append((measure(found["value"], "fraction"), "pairs the reward model ranks right", f"{low} to {high}"))
     for run in gathered.of("ppo")[:1]:
-        kl, bound = mean_kl(run), kl_bound(run)
+        kl, limit = mean_kl(run), kl_limit(run)
         if kl is not None:
-            detail = f"bound {number(bound)}" if bound is not None else "end of training"
+            detail = f"{limit[0]} {number(limit[1])}" if limit is not None else "end of training"
             made.append((number(kl, 2), f"nats of KL a response, {run.label}", detail))
     tokens = sum(row["tokens"] or 0 for row in facts.times(gathered))
     if tokens:
@@ -114,12 +116,14 @@ def findings(gathered: Gathered, policies: list[RunView]) -> list[Finding]:
         else:
             found.append(Finding(f"{after.label} is not clearly different from {_phrase(earlier)}: {span}.", "plain"))
     for run in gathered.of("ppo"):
-        bound, kl = kl_bound(run), mean_kl(run)
-        if kl is not None and bound is not None:
-            held = kl <= bound
-            words = "stayed within" if held else "went beyond"
-            text = f"{run.label} {words} its bound: mean KL {number(kl)} of {number(bound)} nats a response allowed."
-            found.append(Finding(text, "good" if held else "bad"))
+        limit, kl = kl_limit(run), mean_kl(run)
+        if kl is None or limit is None:
+            continue
+        name, value = limit
+        held = kl <= value * (1 if name == "bound" else CONTROL)
+        words = ("stayed within" if held else "went beyond") if name == "bound" else ("held" if held else "missed")
+        text = f"{run.label} {words} its {name}: mean KL {number(kl)}, {name} {number(value)} nats a response."
+        found.append(Finding(text, "good" if held else "bad"))
     for run in gathered.of("reward"):
         accuracy, by_length = find(run, "preference_accuracy"), find(run, "length_baseline_accuracy")
         if accuracy is not None:
@@ -141,13 +145,13 @@ def _phrase(run: RunView) -> str:
     return "the pretrained model" if run.label == "Pretrained" else run.label
 
 
-def kl_bound(run: RunView) -> float | None:
-    """The bound on the mean KL that the experiment states, nats a response."""
+def kl_limit(run: RunView) -> tuple[str, float] | None:
+    """How far the experiment lets the policy go from its reference, nats a response: ("bound" or "target", value)."""
     algorithm = run.science.get("algorithm") or {}
-    for node in (algorithm, run.science):
-        for key in ("kl_bound", "kl_limit", "max_kl", "target_kl", "kl_target"):
+    for key, name in (("kl_bound", "bound"), ("max_kl", "bound"), ("kl_target", "target")):
+        for node in (run.science, algorithm):
             if isinstance(node.get(key), (int, float)):
-                return float(node[key])
+                return name, float(node[key])
     return None
 
 
