@@ -37,7 +37,7 @@ def lede(gathered: Gathered, policies: list[RunView]) -> str:
     if scored:
         best, top = max(scored, key=lambda pair: pair[1]["value"])
         share = measure(top["value"], "fraction")
-        sentence = f"{best.label} answers {share} of {top.get('n', 0):,} held-out questions"
+        sentence = f"{_phrase(best, capital=True)} answers {share} of {top.get('n', 0):,} held-out questions"
         baseline = baseline_of(gathered, best)
         first = next((found for run, found in scored if run.role == "pretraining"), None)
         against = []
@@ -73,12 +73,14 @@ def key_figures(gathered: Gathered, policies: list[RunView], judges: list[RunVie
             made.append((number(kl, 2), f"nats of KL a response, {run.label}", detail))
     tokens = sum(row["tokens"] or 0 for row in facts.times(gathered))
     if tokens:
-        made.append((count(tokens), "tokens trained on", f"{len(gathered.trained)} trainings"))
+        made.append(
+            (count(tokens), "tokens trained on", f"{len(gathered.trained)} training{'s' * (len(gathered.trained) > 1)}")
+        )
     made.append(
         (
             duration(sum(run.seconds or 0 for run in gathered.runs)),
             "for all runs together",
-            f"{len(gathered.runs)} runs",
+            f"{len(gathered.runs)} run{'s' * (len(gathered.runs) > 1)}",
         )
     )
     return made
@@ -107,14 +109,24 @@ def findings(gathered: Gathered, policies: list[RunView]) -> list[Finding]:
         )
         if low > 0:
             found.append(
-                Finding(f"{after.label} answers more questions right than {_phrase(earlier)}: {span}.", "good")
+                Finding(
+                    f"{_phrase(after, capital=True)} answers more questions right than {_phrase(earlier)}: {span}.",
+                    "good",
+                )
             )
         elif high < 0:
             found.append(
-                Finding(f"{after.label} answers fewer questions right than {_phrase(earlier)}: {span}.", "bad")
+                Finding(
+                    f"{_phrase(after, capital=True)} answers fewer questions right than {_phrase(earlier)}: {span}.",
+                    "bad",
+                )
             )
         else:
-            found.append(Finding(f"{after.label} is not clearly different from {_phrase(earlier)}: {span}.", "plain"))
+            found.append(
+                Finding(
+                    f"{_phrase(after, capital=True)} is not clearly different from {_phrase(earlier)}: {span}.", "plain"
+                )
+            )
     for run in gathered.of("ppo"):
         limit, kl = kl_limit(run), mean_kl(run)
         if kl is None or limit is None:
@@ -141,8 +153,10 @@ def findings(gathered: Gathered, policies: list[RunView]) -> list[Finding]:
     return found
 
 
-def _phrase(run: RunView) -> str:
-    return "the pretrained model" if run.label == "Pretrained" else run.label
+def _phrase(run: RunView, capital: bool = False) -> str:
+    if run.label != "Pretrained":
+        return run.label
+    return ("The" if capital else "the") + " pretrained model"
 
 
 def kl_limit(run: RunView) -> tuple[str, float] | None:
