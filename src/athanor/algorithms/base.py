@@ -43,6 +43,7 @@ class Algorithm(LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.seed, self.log_every = 0, 10
         self.grad_norm: Tensor | None = None
+        self.rate = 0.0
         self.frozen: list[str] = []
         self.last_report: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
@@ -101,6 +102,7 @@ class Algorithm(LightningModule):
         remembered.
         """
         torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4_099 + self.global_rank)
+        self.rate = float(self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
 
     # --- losses and metrics ---------------------------------------------------------------------------------------
 
@@ -120,10 +122,6 @@ class Algorithm(LightningModule):
         completed = step != self._step_of_sums
         return completed and (step % self.log_every == 0 or step in (1, self.trainer.max_steps))
 
-    def current(self, name: str) -> float | None:
-        """This rank's share of a metric of the step in progress."""
-        return float(self._sums[name]) if name in self._sums else None
-
     def tokens(self, batch: Any) -> int:
         """Tokens of this rank's micro-batch, padding included."""
         return sum(x.numel() for name, x in batch._asdict().items() if name in TOKEN_FIELDS)
@@ -138,8 +136,7 @@ class Algorithm(LightningModule):
         metrics = {f"train/{k}": float(self.trainer.strategy.reduce(v, reduce_op="sum")) for k, v in self._sums.items()}
         if self.grad_norm is not None:
             metrics["train/grad_norm"] = float(self.grad_norm)
-        schedule = self.lr_schedulers()
-        metrics["train/lr"] = float(schedule.get_last_lr()[0])  # type: ignore[union-attr]
+        metrics["train/lr"] = self.rate
         self.report(metrics)
 
     def report(self, metrics: dict[str, float]) -> None:
