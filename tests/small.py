@@ -1,6 +1,8 @@
 """A small real tokenizer, small models, and a training of an algorithm on the CPU in seconds."""
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 
 from athanor.algorithms.base import Algorithm
@@ -18,6 +20,7 @@ from athanor.models.transformer import Transformer
 from athanor.schedules import constant
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 DATA_ROOT = Path(os.environ.get("ATHANOR_DATA_ROOT") or REPOSITORY.parent / "shared" / "data")
 
 TEXTS = [
@@ -76,6 +79,18 @@ class Given(Data):
         return self.samples[split]
 
 
+class StopAt(Callback):
+    """Saves a checkpoint after a step and ends the training there, as if it had been interrupted."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
 def fit(
     algorithm: Algorithm,
     data: Data,
@@ -86,21 +101,32 @@ def fit(
     seed: int = 1,
     validate_every: int | None = None,
     clip: float | None = 1.0,
-    callbacks: list | None = None,
+    log_every: int = 1,
+    stop: int | None = None,
+    save: Path | None = None,
+    resume: Path | None = None,
 ) -> Metrics:
-    """Trains with the trainer's own settings (`athanor.train.make_trainer`), without files."""
+    """Trains with the trainer's own settings (`athanor.train.make_trainer`), without a run's files.
+
+    Args:
+        stop: stop after this step and save a checkpoint to `save`.
+        resume: a checkpoint to go on from.
+    """
     plan = BatchPlan(seed=seed, max_steps=steps, global_batch_size=batch, micro_batch_size=micro)
     metrics = Metrics()
     trainer = Trainer(
         accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, gradient_clip_val=clip, logger=metrics,
         accumulate_grad_batches=plan.accumulation, check_val_every_n_epoch=None, num_sanity_val_steps=0,
         val_check_interval=(validate_every or steps) * plan.accumulation, use_distributed_sampler=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks or [],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[StopAt(stop, save)] if stop and save else [],
     )  # fmt: skip
     data.attach(plan, algorithm.model.context)  # type: ignore[arg-type]
-    algorithm.seed, algorithm.log_every = seed, 1
-    trainer.fit(algorithm, datamodule=data)
-    assert trainer.global_step == steps
+    algorithm.seed, algorithm.log_every = seed, log_every
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few batches, and of frozen modules in eval mode
+        trainer.fit(algorithm, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    assert trainer.global_step == (stop or steps)
     return metrics
 
 
