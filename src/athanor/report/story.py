@@ -28,7 +28,7 @@ def lede(gathered: Gathered, policies: list[RunView]) -> str:
     if models:
         what = f"A language model of {count(size)} parameters" if size else "A language model"
         of = f" from {documents:,} documents" if documents else ""
-        time = duration(sum(run.seconds or 0 for run in gathered.runs))
+        time = duration(sum(run.seconds or 0 for run in gathered.runs)).replace(" ", "\u00a0")
         stages = series(list(dict.fromkeys(STAGE_WORDS.get(run.role, run.role) for run in gathered.trained)))
         parts.append(f"{what}, made{of} in {time}: {stages}.")
     elif documents:
