@@ -5,6 +5,7 @@ are the caller's, by the global count of valid terms.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,13 @@ def token_logps(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         logits_BTV.flatten(0, -2).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return logps.view_as(labels_BT)
+
+
+def labelled_logps(hidden_BTD: Tensor, labels_BT: Tensor, to_logits: Callable[[Tensor], Tensor]) -> Tensor:
+    """As `token_logps`, from hidden states: logits [N, V] are made for the N labelled positions only."""
+    mask_BT = labels_BT != IGNORED
+    logps_N = token_logps(to_logits(hidden_BTD[mask_BT]), labels_BT[mask_BT])
+    return torch.zeros(labels_BT.shape, device=logps_N.device).masked_scatter(mask_BT, logps_N)
 
 
 def sequence_logps(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The experiment is composed and checked before this module is imported; here noth
 parts it names.
 """
 
+import logging
 import os
 import shutil
 import time
@@ -39,6 +40,7 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
     """
     config = experiment.config
     cluster = config["cluster"]
+    hush()
     if cluster["threads"]:
         torch.set_num_threads(cluster["threads"])
     trainer = make_trainer(experiment, run)
@@ -74,6 +76,14 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
     algorithm.report({"train/seconds": time.perf_counter() - started})
     finish(trainer, algorithm, data, run)
     return {name: float(value) for name, value in trainer.callback_metrics.items()} | algorithm.last_report
+
+
+def hush() -> None:
+    """What Lightning tells goes to the run's log.txt, as all logging does, and not to the terminal."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
 
 
 def assemble(config: dict[str, Any]) -> tuple[Algorithm, Data]:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from athanor.batches import IGNORED
-from athanor.functional import token_logps
+from athanor.functional import labelled_logps
 from athanor.schedules import Schedule
 
 TOKEN_FIELDS = ("tokens_BT", "chosen_BT", "rejected_BT")
@@ -170,8 +169,8 @@ def response_logps(model: nn.Module, tokens_BT: Tensor, labels_BT: Tensor, *, te
     """log p(label) of each labelled position, float32 [B, T], 0 elsewhere; logits are made for labelled positions
     only.
     """
-    hidden_BTD = model.hidden_states(tokens_BT)  # type: ignore[operator]
-    mask_BT = labels_BT != IGNORED
-    logits_NV = model.logits(hidden_BTD[mask_BT]).float()  # type: ignore[operator]
-    logps_N = token_logps(logits_NV / temperature if temperature != 1 else logits_NV, labels_BT[mask_BT])
-    return torch.zeros(labels_BT.shape, device=logps_N.device).masked_scatter(mask_BT, logps_N)
+
+    def to_logits(hidden: Tensor) -> Tensor:
+        return model.logits(hidden).float() / temperature  # type: ignore[operator]
+
+    return labelled_logps(model.hidden_states(tokens_BT), labels_BT, to_logits)  # type: ignore[operator]

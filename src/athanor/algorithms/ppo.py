@@ -23,6 +23,7 @@ from athanor.algorithms.base import Algorithm, response_logps
 from athanor.batches import IGNORED, PromptBatch
 from athanor.data.order import order
 from athanor.functional import gae, masked_mean, masked_sum, masked_whiten
+from athanor.models.heads import response_labels
 from athanor.rollout import Responses, sample, uniforms
 
 
@@ -70,7 +71,7 @@ class PPO(Algorithm):
 
     Args:
         reference: the frozen start of the policy, from its own run.
-        reward: frozen; `reward(tokens_BT, lengths_B) -> [B]` is its method `reward`.
+        reward: frozen; its method `reward(tokens_BT, lengths_B, starts_B)` gives float32 [B].
         value: critic, usually the reward model's own weights (Ouyang et al. 2022, appendix C.4).
         tokenizer: directory of the tokenizer run (for <|end|> and padding).
         max_new_tokens, temperature: of the sampled responses.
@@ -144,7 +145,7 @@ class PPO(Algorithm):
         values_RT = self.value(tokens_RT)
         self.value.train()
         ref_RT = response_logps(self.reference, tokens_RT, labels_RT, temperature=self.temperature)
-        scores_R = self.reward.reward(tokens_RT, lengths_R)  # type: ignore[operator]
+        scores_R = self.reward.reward(tokens_RT, lengths_R, batch.lengths_B)  # type: ignore[operator]
         unfinished_R = ~responses.stopped_B
         scores_R = scores_R - self.unfinished_penalty * unfinished_R
         width = int(batch.longest) + self.max_new_tokens
@@ -244,7 +245,7 @@ class PPO(Algorithm):
             pad_id=self.pad_id,
         )  # fmt: skip
         tokens_BT, labels_BT, lengths_B = joined(batch, responses, self.pad_id)
-        scores_B = self.reward.reward(tokens_BT, lengths_B)  # type: ignore[operator]
+        scores_B = self.reward.reward(tokens_BT, lengths_B, batch.lengths_B)  # type: ignore[operator]
         logps_BT = response_logps(self.model, tokens_BT, labels_BT)
         ref_BT = response_logps(self.reference, tokens_BT, labels_BT)
         self.validated(lengths_B.new_tensor(len(lengths_B)), reward=scores_B.sum(), kl=(logps_BT - ref_BT).sum())
@@ -252,12 +253,11 @@ class PPO(Algorithm):
 
 def joined(batch: PromptBatch, responses: Responses, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Prompt and response in one row from column 0: tokens_BT, labels_BT of the response, lengths_B."""
-    rows, new = responses.tokens_BN.shape
+    new = responses.tokens_BN.shape[1]
     columns = torch.arange(batch.tokens_BP.shape[1] + new, device=batch.tokens_BP.device)[None]
     prompt_B1, response_B1 = batch.lengths_B[:, None], responses.lengths_B[:, None]
     both = torch.cat((batch.tokens_BP, responses.tokens_BN), dim=1)
     source = (columns + (batch.tokens_BP.shape[1] - prompt_B1)).clamp(max=both.shape[1] - 1)
     tokens_BT = torch.where(columns < prompt_B1 + response_B1, both.gather(1, source), pad_id)
-    following_BT = torch.cat((tokens_BT[:, 1:], tokens_BT.new_full((rows, 1), pad_id)), dim=1)
-    answered = (columns >= prompt_B1 - 1) & (columns < prompt_B1 + response_B1 - 1)
-    return tokens_BT, torch.where(answered, following_BT, IGNORED), (prompt_B1 + response_B1).squeeze(1)
+    lengths_B = (prompt_B1 + response_B1).squeeze(1)
+    return tokens_BT, response_labels(tokens_BT, batch.lengths_B, lengths_B), lengths_B

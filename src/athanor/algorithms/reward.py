@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from athanor.algorithms.base import Algorithm
-from athanor.batches import PreferenceBatch
+from athanor.batches import IGNORED, PreferenceBatch
 
 
 def bradley_terry_loss(chosen_B: Tensor, rejected_B: Tensor, *, margin: float = 0.0) -> Tensor:
@@ -19,6 +19,11 @@ def bradley_terry_loss(chosen_B: Tensor, rejected_B: Tensor, *, margin: float = 
 def pair_accuracy(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
     """1 where the chosen answer scores higher, 1/2 for a tie, else 0; float32 [B]."""
     return (chosen_B > rejected_B).float() + 0.5 * (chosen_B == rejected_B).float()
+
+
+def first_labels(labels_BT: Tensor) -> Tensor:
+    """Index of each row's first label; int64 [B]."""
+    return (labels_BT != IGNORED).int().argmax(-1)
 
 
 class RewardModeling(Algorithm):
@@ -37,6 +42,7 @@ class RewardModeling(Algorithm):
         both = (
             torch.cat((batch.chosen_BT, batch.rejected_BT)),
             torch.cat((batch.chosen_lengths_B, batch.rejected_lengths_B)),
+            first_labels(torch.cat((batch.chosen_labels_BT, batch.rejected_labels_BT))) + 1,
         )
         return self.model.reward(*both).chunk(2)  # type: ignore[operator]
 

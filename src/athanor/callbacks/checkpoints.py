@@ -3,14 +3,16 @@ used.
 """
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from athanor.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def digest(path: Path) -> str:
@@ -26,7 +28,11 @@ def _digest(file: Any) -> str:  # Python 3.10
 
 
 class Checkpoints(Callback):
-    """Saves every `every_n_steps` optimizer steps and keeps the last `keep`."""
+    """Saves every `every_n_steps` optimizer steps and keeps the last `keep`.
+
+    A step is saved when the next one begins: all that is logged of it, its validation too, is then on disk, and a run
+    that resumes there lacks no line and writes none twice.
+    """
 
     def __init__(self, directory: Path, every_n_steps: int, keep: int = 2):
         if every_n_steps < 1 or keep < 1:
@@ -37,17 +43,21 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        if step > self.saved_at and step % self.every_n_steps == 0 and step < trainer.max_steps:
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step > self.saved_at and trainer.global_step % self.every_n_steps == 0:
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            for count in (progress.total, progress.current):
+                count.ready -= 1  # the batch at hand, which a resumed run will ask for again
             self.save(trainer)
+            for count in (progress.total, progress.current):
+                count.ready += 1
 
     def save(self, trainer: Trainer) -> None:
         """Collective: every rank must call it at the same step."""
         self.saved_at = trainer.global_step
         path = self.directory / f"step-{trainer.global_step:08d}.ckpt"
         temporary = path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -64,12 +74,12 @@ def newest(directory: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints and none is sound.
     """
-    damaged = []
+    damaged: list[Path] = []
     for path in sorted(directory.glob("step-*.ckpt"), reverse=True):
         expected = path.with_suffix(".sha256")
         if expected.exists() and expected.read_text() == digest(path):
             for bad in damaged:
-                rank_zero_warn(f"{bad} is damaged; resuming from {path.name} instead.")
+                log.warning("%s is damaged; resuming from %s instead", bad, path.name)
             return path
         damaged.append(path)
     if damaged:

@@ -38,7 +38,7 @@ class Throughput(Callback):
             self.rate = rate
         if now - self.shown > 0.3 or step == trainer.max_steps:
             self.shown = now
-            loss = algorithm.current("loss")
+            loss = algorithm.last_report.get("train/loss")  # the global one, of the last step that was logged
             fields = {} if loss is None else {"loss": loss}
             if hasattr(self, "rate"):
                 fields["tokens_per_second"] = self.rate

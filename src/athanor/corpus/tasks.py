@@ -221,12 +221,12 @@ def lookup(rng: random.Random, level: int) -> Item:
     asked, confused = rng.sample(range(len(keys)), 2)
     answers, wrong = _both(values[asked], values[confused])
     en = ", ".join(f"{COLOURS['en'][k]}={v}" for k, v in zip(keys, values))
-    zh = "，".join(f"{COLOURS['zh'][k]}={v}" for k, v in zip(keys, values))
+    zh = "， ".join(f"{COLOURS['zh'][k]}={v}" for k, v in zip(keys, values))
     english, chinese = COLOURS["en"][keys[asked]], COLOURS["zh"][keys[asked]]
     return Item(
         f"look:{keys}{values}{asked}",
-        {"en": [f"Given {en}. {english}=?"], "zh": [f"已知{zh}。{chinese}=？"]}, answers, wrong,
-        {"en": [f"Given {en}. So {english}={values[asked]}."], "zh": [f"已知{zh}。所以{chinese}={values[asked]}。"]},
+        {"en": [f"Given {en}. {english}=?"], "zh": [f"已知 {zh}。 {chinese}=？"]}, answers, wrong,
+        {"en": [f"Given {en}. So {english}={values[asked]}."], "zh": [f"已知 {zh}。所以 {chinese}={values[asked]}。"]},
     )  # fmt: skip
 
 
@@ -382,7 +382,7 @@ class CheckerReward(nn.Module):
         end = text.special[END]
         self.right = {tuple(p) + tuple(a) + (end,) for p, a in zip(prompts, answers)}
 
-    def reward(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    def reward(self, tokens_BT: Tensor, lengths_B: Tensor, starts_B: Tensor | None = None) -> Tensor:
         """float32 [B]."""
         rows = zip(tokens_BT.tolist(), lengths_B.tolist())
         return tokens_BT.new_tensor([tuple(row[:n]) in self.right for row, n in rows]).float()

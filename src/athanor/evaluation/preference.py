@@ -43,8 +43,9 @@ class Preference:
         items = described([records[i] for i in kept])
         rows = [side[0].tolist() for sides in encoded for side in sides]
         labels = [side[1] for sides in encoded for side in sides]
+        starts = [int((label != IGNORED).argmax()) + 1 for label in labels]
         judge = hasattr(subject.model, "reward")
-        scores = rewards(subject.model, rows, subject) if judge else answer_logps(subject, rows, labels)
+        scores = rewards(subject.model, rows, starts, subject) if judge else answer_logps(subject, rows, labels)
         lengths = [float((label != IGNORED).sum()) for label in labels]
         name = "preference_accuracy" if judge else "implicit_preference_accuracy"
         return Outcome(

@@ -58,7 +58,7 @@ class Reward:
         if not hasattr(judge, "reward"):
             raise UserError(f"{self.reward} is no reward model; name the run of a reward model")
         items = described(records)
-        scores = rewards(judge, [tokens for tokens, _ in rows], subject)
+        scores = rewards(judge, [tokens for tokens, _ in rows], [start for _, start in rows], subject)
         found = [Measurement("reward", items, scores, "reward", "higher")]
         if self.reference is not None:
             subject.require_tokenizer_of(self.reference, "the reference")

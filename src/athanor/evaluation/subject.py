@@ -137,11 +137,12 @@ def next_token_logps(model: nn.Module, tokens_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rewards(judge: nn.Module, rows: Sequence[Sequence[int]], subject: Subject) -> list[float]:
-    """The reward model's score of each sequence."""
+def rewards(judge: nn.Module, rows: Sequence[Sequence[int]], starts: Sequence[int], subject: Subject) -> list[float]:
+    """The reward model's score of each sequence, whose response begins at its `start`."""
     scores = [0.0] * len(rows)
     pad_id = subject.tokenizer.pad_id
     for part, tokens_BT, lengths_B in batched(rows, pad_id, subject.device, ACTIVATIONS, subject.report):
-        for i, score in zip(part, judge.reward(tokens_BT, lengths_B).float().tolist()):  # type: ignore[operator]
+        starts_B = torch.tensor([starts[i] for i in part], device=tokens_BT.device)
+        for i, score in zip(part, judge.reward(tokens_BT, lengths_B, starts_B).tolist()):  # type: ignore[operator]
             scores[i] = score
     return scores

@@ -1,25 +1,44 @@
-"""A Transformer with one number at each token: a reward model (read at the last token) or a critic (read at all)."""
+"""A Transformer with one number at each token: a reward model (read at the last token) or a critic (read at all).
+
+Shapes: B rows, T tokens.
+"""
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from athanor.batches import IGNORED
+from athanor.functional import labelled_logps
 from athanor.models.transformer import Transformer
 
 
 class ScalarModel(nn.Module):
-    """Linear head on the final states. The head starts at zero, so a fresh model scores everything 0."""
+    """Linear head on the final states; it starts at zero, so a fresh critic values everything 0.
 
-    def __init__(self, trunk: Transformer):
+    As a reward model, the score of a response y to a prompt x is
+
+        r(x, y) = head(state at the last token) + scale * sum over t of log p(y_t | x, y_<t)
+
+    The second term, present with `likelihood`, is the implicit reward of Rafailov et al. 2024 (arXiv:2404.12358, section
+    4.1) without the reference, with p the trunk's own language-model head and a learnt scale: what the model knows of
+    right answers counts from the first step. Without it this is the reward model of Ouyang et al. 2022. Small models,
+    which have no layers to spare for checking an answer they have read, need it.
+    """
+
+    def __init__(self, trunk: Transformer, likelihood: bool = False):
         super().__init__()
         self.trunk = trunk
-        trunk.output = None  # an untied output matrix would be a parameter without a gradient
+        self.likelihood = likelihood
         self.head = nn.Linear(trunk.width, 1, bias=False)
         nn.init.zeros_(self.head.weight)
+        if likelihood:
+            self.scale = nn.Parameter(torch.ones(()))
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return {"trunk": {"_target_": "athanor.models.transformer.Transformer", **self.trunk.arguments}}
+        trunk = {"_target_": "athanor.models.transformer.Transformer", **self.trunk.arguments}
+        return {"trunk": trunk, "likelihood": self.likelihood}
 
     @property
     def context(self) -> int:
@@ -36,6 +55,25 @@ class ScalarModel(nn.Module):
         """float32 [B, T]; takes the keywords of `Transformer.hidden_states`."""
         return self.head(self.trunk.hidden_states(tokens_BT, **where)).squeeze(-1).float()
 
-    def reward(self, tokens_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Score of each right-padded sequence, read at its last token (index lengths - 1); float32 [B]."""
-        return self(tokens_BT).gather(1, (lengths_B - 1)[:, None]).squeeze(1)
+    def reward(self, tokens_BT: Tensor, lengths_B: Tensor, starts_B: Tensor | None = None) -> Tensor:
+        """Score of each right-padded sequence; float32 [B].
+
+        Args:
+            lengths_B: the head is read at index lengths - 1.
+            starts_B: index of the first token of the response; needed with `likelihood`.
+        """
+        hidden_BTD = self.trunk.hidden_states(tokens_BT)
+        rows = torch.arange(len(lengths_B), device=lengths_B.device)
+        score_B = self.head(hidden_BTD[rows, lengths_B - 1]).squeeze(-1).float()
+        if self.likelihood:
+            assert starts_B is not None, "a likelihood needs to know where the response starts"
+            labels_BT = response_labels(tokens_BT, starts_B, lengths_B)
+            score_B = score_B + self.scale * labelled_logps(hidden_BTD, labels_BT, self.trunk.logits).sum(-1)
+        return score_B
+
+
+def response_labels(tokens_BT: Tensor, starts_B: Tensor, lengths_B: Tensor) -> Tensor:
+    """labels[t] = tokens[t + 1] where token t + 1 lies in [starts, lengths), else IGNORED."""
+    columns = torch.arange(1, tokens_BT.shape[1] + 1, device=tokens_BT.device)[None]
+    answered_BT = (columns >= starts_B[:, None]) & (columns < lengths_B[:, None])
+    return torch.where(answered_BT, tokens_BT.roll(-1, dims=1), IGNORED)

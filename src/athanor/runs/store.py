@@ -273,10 +273,14 @@ def _remove(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Log records of level INFO and warnings go to a file too."""
+    """Log records of level INFO and all warnings go to a file; the warnings of athanor itself to the user too."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
+    shown = logging.StreamHandler()
+    shown.setFormatter(logging.Formatter("athanor: %(message)s"))
+    shown.setLevel(logging.WARNING)
+    root, own = logging.getLogger(), logging.getLogger("athanor")
+    own.addHandler(shown)
     level = root.level
     root.addHandler(handler)
     logging.captureWarnings(True)
@@ -285,6 +289,7 @@ def _logged(path: Path) -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
+        own.removeHandler(shown)
         root.removeHandler(handler)
         root.setLevel(level)
         handler.close()
