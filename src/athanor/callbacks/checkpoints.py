@@ -63,9 +63,13 @@ class Checkpoints(Callback):
                 os.fsync(file.fileno())
             path.with_suffix(".sha256").write_text(digest(temporary))
             temporary.replace(path)
-            for old in sorted(self.directory.glob("step-*.ckpt"))[: -self.keep]:
-                old.unlink()
-                old.with_suffix(".sha256").unlink(missing_ok=True)
+            found = sorted(self.directory.glob("step-*.ckpt"))
+            kept = [other for other in found if other <= path][
+                -self.keep :
+            ]  # a later one is damaged: it was passed over
+            for other in set(found) - set(kept):
+                other.unlink()
+                other.with_suffix(".sha256").unlink(missing_ok=True)
 
 
 def newest(directory: Path) -> Path | None:
