@@ -116,7 +116,7 @@ class PPO(Algorithm):
             raise ValueError(f"algorithm.temperature={temperature} must be positive: PPO learns from samples")
         self.add_frozen("reference", reference)
         self.add_frozen("reward", reward)
-        self.value = value.train()
+        self.value = value.as_critic().train()  # type: ignore[operator]
         text = Tokenizer(tokenizer)
         self.stop_id, self.pad_id = text.special[END], text.pad_id
         self.max_new_tokens, self.temperature = max_new_tokens, temperature

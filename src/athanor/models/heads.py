@@ -20,16 +20,18 @@ class ScalarModel(nn.Module):
 
         r(x, y) = head(state at the last token) + scale * sum over t of log p(y_t | x, y_<t)
 
-    The second term, present with `likelihood`, is the implicit reward of Rafailov et al. 2024 (arXiv:2404.12358, section
-    4.1) without the reference, with p the trunk's own language-model head and a learnt scale: what the model knows of
-    right answers counts from the first step. Without it this is the reward model of Ouyang et al. 2022. Small models,
-    which have no layers to spare for checking an answer they have read, need it.
+    The second term, present with `likelihood`, is the implicit reward of Rafailov et al. 2024 (arXiv:2404.12358,
+    section 4.1) without the reference, with p the trunk's own language-model head and a learnt scale: what the model
+    knows of right answers counts from the first step. Without it this is the reward model of Ouyang et al. 2022. Small
+    models, which have no layers to spare for checking an answer they have read, need it.
     """
 
     def __init__(self, trunk: Transformer, likelihood: bool = False):
         super().__init__()
         self.trunk = trunk
         self.likelihood = likelihood
+        if not likelihood:
+            trunk.output = None  # an untied output matrix would be a parameter without a gradient
         self.head = nn.Linear(trunk.width, 1, bias=False)
         nn.init.zeros_(self.head.weight)
         if likelihood:
@@ -49,7 +51,15 @@ class ScalarModel(nn.Module):
         return self.trunk.vocabulary_size
 
     def flops_per_token(self, tokens: int) -> float:
-        return self.trunk.flops_per_token(tokens) - 6.0 * self.trunk.embedding.weight.numel()
+        output = 0 if self.likelihood else self.trunk.embedding.weight.numel()
+        return self.trunk.flops_per_token(tokens) - 6.0 * output
+
+    def as_critic(self) -> "ScalarModel":
+        """Itself, without what only the likelihood needs: every parameter of a critic has a gradient."""
+        if self.likelihood:
+            self.likelihood, self.trunk.output = False, None
+            del self.scale
+        return self
 
     def forward(self, tokens_BT: Tensor, **where) -> Tensor:
         """float32 [B, T]; takes the keywords of `Transformer.hidden_states`."""
