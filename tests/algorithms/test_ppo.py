@@ -279,7 +279,7 @@ def test_what_is_trained_and_what_is_not(tokenizer_path, data):
     assert same(algorithm.reward, before.reward)
     assert not same(algorithm.model, before.model)
     assert not same(algorithm.value, before.value)
-    assert [step for step, _ in metrics.history["ppo/reward"]] == [0, 4], "a rollout serves two passes of two steps"
+    assert [step for step, _ in metrics.history["ppo/reward"]] == [1, 5], "a rollout serves two passes of two steps"
     assert [step for step, _ in metrics.history["validation/reward"]] == [4, 8]
     assert {"train/policy_loss", "train/value_loss", "train/clip_fraction", "ppo/kl", "validation/kl"} <= set(
         metrics.history

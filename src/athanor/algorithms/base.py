@@ -138,11 +138,11 @@ class Algorithm(LightningModule):
         metrics["train/lr"] = self.rate
         self.report(metrics)
 
-    def report(self, metrics: dict[str, float]) -> None:
-        """Sends metrics to every logger, at the current optimizer step."""
+    def report(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Sends metrics to every logger, at an optimizer step: by default the last one that is complete."""
         self.last_report |= metrics
         for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.trainer.global_step)
+            logger.log_metrics(metrics, step=self.trainer.global_step if step is None else step)
 
     def validated(self, count: Tensor, **sums: Tensor) -> None:
         """Adds to `validation/<name>`: the sum of sums over the sum of counts, of all batches and ranks."""

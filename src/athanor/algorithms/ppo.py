@@ -188,7 +188,9 @@ class PPO(Algorithm):
                 self.kl_coefficient = adapted_kl_coefficient(
                     self.kl_coefficient, metrics["kl"], target=self.kl_target, horizon=self.kl_horizon
                 )
-            self.report({f"ppo/{name}": float(value) for name, value in metrics.items()})
+            # at the step that begins here, so that a run resumed before it writes this line once
+            step = self.trainer.global_step + 1
+            self.report({f"ppo/{name}": float(value) for name, value in metrics.items()}, step)
         assert self.rollout is not None, "a run begins with a rollout"
         rows, normalizer = self.minibatch(batch_idx)
         used = (
