@@ -115,7 +115,7 @@ def counting(rng: random.Random, level: int) -> Item:
     en = ", ".join(f"{n} times {x}" for x, n in counts)
     zh = "，".join(f"{n}个 {x}" for x, n in counts)
     return Item(
-        f"#{letter}:{text}",
+        f"count:{text}",  # whatever is asked of the row: its statement tells all its counts
         {"en": [f"How many {letter} in: {text}?"], "zh": [f"数一数 {text} 里有几个 {letter}？"]},
         answers, wrong,
         {"en": [f"In {text}: {en}."], "zh": [f"{text} 里有{zh}。"]},
@@ -230,7 +230,7 @@ def lookup(rng: random.Random, level: int) -> Item:
     en_again = ", ".join(f"{COLOURS['en'][keys[i]]}={values[i]}" for i in again)
     zh_again = "， ".join(f"{COLOURS['zh'][keys[i]]}={values[i]}" for i in again)
     return Item(
-        f"look:{keys}{values}{asked}",
+        f"look:{keys}{values}",
         {"en": [f"Given {en}. {english}=?"], "zh": [f"已知 {zh}。 {chinese}=？"]}, answers, wrong,
         {"en": [f"Given {en}. So {en_again}."], "zh": [f"已知 {zh}。所以 {zh_again}。"]},
     )  # fmt: skip
