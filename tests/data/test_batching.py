@@ -158,20 +158,31 @@ def test_openings_of_documents_are_their_first_tokens():
         assert 1 <= len(prompt) <= 16
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 23])
 @pytest.mark.parametrize("size", [1, 4, 100])
 def test_validation_shows_every_sample_once(world, size):
+    """On all ranks equally many batches, none empty: a forward pass may need the other ranks."""
     samples = Conversations(sequences(23, 1)[0], pad_id=0)
-    seen = []
+    seen, lengths = [], set()
     for rank in range(world):
-        plan = BatchPlan(seed=1, max_steps=1, global_batch_size=world, world_size=world, rank=rank)
-        once = Once(samples, plan, size)
+        once = Once(samples, BatchPlan(seed=1, max_steps=1, global_batch_size=world, world_size=world, rank=rank), size)
+        lengths.add(len(once))
         for i in range(len(once)):
             batch = once[i]
-            assert len(batch.tokens_BT) <= size
+            assert 1 <= len(batch.tokens_BT) <= size + (1 if 23 % world and size == 1 else 0)
+            assert batch.normalizer == (batch.labels_BT != IGNORED).sum()
             seen += rows_of(batch)
+    assert len(lengths) == 1
     whole = samples.batch(np.arange(23), np.arange(23), 0)
     assert sorted(seen) == sorted(rows_of(whole))
+
+
+def test_validation_on_more_ranks_than_samples():
+    samples = Conversations(sequences(3, 1)[0], pad_id=0)
+    with pytest.raises(UserError, match="validation split holds 3 samples, fewer than the 4 devices"):
+        Once(samples, BatchPlan(seed=1, max_steps=1, global_batch_size=4, world_size=4), 2)
+    nothing = Conversations(Sequences([]), pad_id=0)
+    assert len(Once(nothing, BatchPlan(seed=1, max_steps=1, global_batch_size=4, world_size=4), 2)) == 0
 
 
 def test_pairs_are_padded_to_one_length_and_keep_their_last_token():

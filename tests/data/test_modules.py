@@ -16,10 +16,10 @@ from athanor.data.instructions import InstructionData
 from athanor.data.preferences import PreferenceData
 from athanor.data.pretraining import PretrainingData
 from athanor.data.prompts import PromptData
-from athanor.data.records import held_out
 from athanor.errors import UserError
 from athanor.progress import Progress
 from athanor.runs.context import RunContext
+from athanor.split import held_out
 from small import TEXTS, train_tokenizer, valid
 
 CONTEXT = 64

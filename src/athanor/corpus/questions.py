@@ -11,8 +11,8 @@ from typing import Any
 
 from athanor.corpus.docstrings import docstrings
 from athanor.corpus.sources import module_name
-from athanor.data.records import held_out
 from athanor.errors import UserError
+from athanor.split import held_out
 
 QUESTIONS = ("What does {} do?", "Explain {}.", "What is {} for?")
 

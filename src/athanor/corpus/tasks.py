@@ -11,7 +11,6 @@ An item is held out by the hash of its *content* (family and operands), never of
 appears in training in any template or in the other language, be it as text, conversation, pair or prompt.
 """
 
-import hashlib
 import json
 import random
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from athanor.errors import UserError
+from athanor.split import held_out
 
 
 class Item(NamedTuple):
@@ -246,8 +246,7 @@ EMPHASIS = {"addition": 4, "subtraction": 4, "counting": 3, "lookup": 3, "calend
 
 
 def is_held_out(family: str, content: str, fraction: float) -> bool:
-    digest = hashlib.sha256(f"{family}:{content}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+    return held_out(f"{family}:{content}", fraction)
 
 
 class GenerateTasks:

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from athanor.data.formats import read_records
 from athanor.data.order import order
-from athanor.data.records import held_out
 from athanor.errors import UserError
+from athanor.split import held_out
 
 Split = Literal["train", "validation"]
 Invalid = Literal["error", "drop"]
@@ -100,19 +100,30 @@ class Stream(Dataset):
 
 
 class Once(Dataset):
-    """Every sample once, in order, in batches of at most `size`; rank r takes every world_size-th batch. For
+    """Every sample once, in order, in batches of `size` or a little less; rank r takes every world_size-th batch. For
     validation.
+
+    All ranks have equally many batches, none of them empty (a forward pass may be collective); where there are too few
+    samples for that, batches of a little more than `size`.
     """
 
     def __init__(self, samples: Samples, plan: BatchPlan, size: int):
-        self.samples, self.plan, self.size = samples, plan, size
-        self.starts = list(range(0, len(samples), size))[plan.rank :: plan.world_size]
+        count, world = len(samples), plan.world_size
+        if 0 < count < world:
+            raise UserError(
+                f"The validation split holds {count} samples, fewer than the {world} devices; hold out more, or use "
+                "fewer devices."
+            )
+        batches = min(-(-count // (size * world)), count // world) * world
+        self.samples = samples
+        bounds = [count * i // batches for i in range(batches + 1)] if batches else [0]
+        self.ranges = list(zip(bounds, bounds[1:]))[plan.rank :: world]
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.ranges)
 
     def __getitem__(self, i: int) -> Any:
-        indices = np.arange(self.starts[i], min(self.starts[i] + self.size, len(self.samples)))
+        indices = np.arange(*self.ranges[i])
         return self.samples.batch(indices, indices, self.samples.weights(indices))
 
 

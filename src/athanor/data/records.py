@@ -1,6 +1,5 @@
-"""Encoded sequences in flat arrays, and the split of records into train and validation by the hash of their content."""
+"""Encoded sequences in flat arrays, and what becomes of those that are too long."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -38,13 +37,6 @@ class Sequences:
         """As `shifted`, but with the last token kept; its label is IGNORED. Both [T]."""
         _, labels = self.shifted(i)
         return self.ids[self.offsets[i] : self.offsets[i + 1]], np.append(labels, IGNORED)
-
-
-def held_out(key: str, fraction: float) -> bool:
-    """Whether the record with this content belongs to validation. Adding records never moves another across the
-    split.
-    """
-    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") < fraction * 2**64
 
 
 def fit_lengths(lengths: Sequence[int], wheres: Sequence[str], context: int, policy: TooLong) -> list[int]:
