@@ -17,6 +17,7 @@ from athanor.corpus.tasks import CheckerReward
 from athanor.data.base import BatchPlan
 from athanor.data.chat import END, encode_texts, render_prompts
 from athanor.data.prompts import PromptData
+from athanor.errors import UserError
 from athanor.models.heads import ScalarModel
 from athanor.rollout import Responses, pad_left
 from small import decoder, fit, optimizer, steady
@@ -358,3 +359,10 @@ def test_the_checker_rewards_the_right_answer_and_its_end_only(tokenizer_path, t
     assert found.dtype == torch.float32
     assert found.tolist() == [score for *_, score in cases]
     assert not math.isnan(found.sum())
+
+
+def test_the_checker_needs_answers(tokenizer_path, tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n')
+    with pytest.raises(UserError, match=r"tasks\.jsonl:2 has no `answer`"):
+        CheckerReward([str(path)], tokenizer_path)

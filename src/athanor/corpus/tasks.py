@@ -381,9 +381,11 @@ class CheckerReward(nn.Module):
 
         super().__init__()
         text = Tokenizer(tokenizer)
-        records = [record for _, record in read_records(files)]
-        prompts = render_prompts([to_prompt(r) for r in records], text)
-        answers = encode_texts([r["answer"] for r in records], text)
+        records = list(read_records(files))
+        if missing := [where for where, record in records if not isinstance(record.get("answer"), str)]:
+            raise UserError(f"{missing[0]} has no `answer` to check against; use files of the tasks.")
+        prompts = render_prompts([to_prompt(record, where) for where, record in records], text)
+        answers = encode_texts([record["answer"] for _, record in records], text)
         end = text.special[END]
         self.right = {tuple(p) + tuple(a) + (end,) for p, a in zip(prompts, answers)}
 

@@ -41,8 +41,9 @@ def load(run: str, dropout: float | None = None) -> nn.Module:
     source = open_run(run)
     if source.manifest["kind"] != "train":
         raise UserError(f"{run} is a {source.manifest['kind']} run and holds no model; name a training run.")
-    model = instantiate(
-        json.loads(source.path(ARCHITECTURE).read_text()), **({} if dropout is None else {"dropout": dropout})
-    )
+    description = json.loads(source.path(ARCHITECTURE).read_text())
+    if dropout is not None:
+        description.get("trunk", description)["dropout"] = dropout
+    model = instantiate(description)
     load_model(model, str(source.path(WEIGHTS)))
     return model.eval()
