@@ -116,8 +116,7 @@ class Once(Dataset):
             )
         batches = min(-(-count // (size * world)), count // world) * world
         self.samples = samples
-        bounds = [count * i // batches for i in range(batches + 1)] if batches else [0]
-        self.ranges = list(zip(bounds, bounds[1:]))[plan.rank :: world]
+        self.ranges = [(count * i // batches, count * (i + 1) // batches) for i in range(plan.rank, batches, world)]
 
     def __len__(self) -> int:
         return len(self.ranges)

@@ -12,6 +12,7 @@ import logging
 import shutil
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,8 @@ def execute(
     progress = progress or Progress(quiet=True)
     if rank() > 0:  # rank 0 does the bookkeeping, and alone what is not training
         if experiment.kind == "train" and (force or not is_finished(experiment)):
-            _job(experiment, RunContext(experiment.directory, experiment))
+            with _muted():
+                _job(experiment, RunContext(experiment.directory, experiment))
         return Run(experiment.directory)
     if is_finished(experiment) and not force:
         progress.start(title or experiment.name)
@@ -269,6 +271,18 @@ def _remove(directory: Path) -> None:
     for folder in directory.parents[:2]:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """No log records and no warnings: rank 0 has the same to say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 @contextlib.contextmanager
