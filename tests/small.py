@@ -102,6 +102,7 @@ def fit(
     validate_every: int | None = None,
     clip: float | None = 1.0,
     log_every: int = 1,
+    world: int = 1,
     stop: int | None = None,
     save: Path | None = None,
     resume: Path | None = None,
@@ -109,18 +110,20 @@ def fit(
     """Trains with the trainer's own settings (`athanor.train.make_trainer`), without a run's files.
 
     Args:
+        world: processes of DistributedDataParallel; the script is started anew for each by Lightning.
         stop: stop after this step and save a checkpoint to `save`.
         resume: a checkpoint to go on from.
     """
-    plan = BatchPlan(seed=seed, max_steps=steps, global_batch_size=batch, micro_batch_size=micro)
     metrics = Metrics()
     trainer = Trainer(
-        accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, gradient_clip_val=clip, logger=metrics,
-        accumulate_grad_batches=plan.accumulation, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        val_check_interval=(validate_every or steps) * plan.accumulation, use_distributed_sampler=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[StopAt(stop, save)] if stop and save else [],
+        accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=steps, max_epochs=-1,
+        gradient_clip_val=clip, logger=metrics, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[StopAt(stop, save)] if stop and save else [],
     )  # fmt: skip
+    plan = BatchPlan(seed, steps, batch, trainer.world_size, trainer.global_rank, micro)
+    trainer.accumulate_grad_batches = plan.accumulation
+    trainer.val_check_interval = (validate_every or steps) * plan.accumulation
     data.attach(plan, algorithm.model.context)  # type: ignore[arg-type]
     algorithm.seed, algorithm.log_every = seed, log_every
     with warnings.catch_warnings():
