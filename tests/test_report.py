@@ -470,6 +470,7 @@ def test_formats():
     assert formats.measure(0.9234, "fraction") == "92.3%"
     assert formats.size(12_918_400) == "12.9 MB"
     assert formats.series(["a", "b", "c"]) == "a, b and c"
+    assert formats.tidy("\n a\n \n\n\nb\x00 \u4e2d\n") == "a\n\nb· 中"
     assert formats.shorten("abcdef", 4) == "abc…"
 
 

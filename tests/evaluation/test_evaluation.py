@@ -246,8 +246,8 @@ def test_reward_needs_a_reward_model(world, policy, questions, refused):
 def test_the_job_writes_results(world, scholar, questions):
     run = world.runs.context("evaluate", cluster={"accelerator": "cpu", "threads": None})
     tasks = {
-        "exact_match": ExactMatch(questions, max_new_tokens=8),
         "perplexity": Perplexity(world.shards, documents=5),
+        "exact_match": ExactMatch(questions, max_new_tokens=8),
         "reward": Reward(questions, world.judge, scholar, max_new_tokens=8),
     }
     metrics = Evaluation(scholar, tasks).run(run)
@@ -257,10 +257,11 @@ def test_the_job_writes_results(world, scholar, questions):
         "name": "scholar",
         "fingerprint": Path(scholar).name,
     }
-    names = ["exact_match", "loss_per_token", "bits_per_byte", "reward", "kl_to_reference", "kl_of_response"]
+    names = ["loss_per_token", "bits_per_byte", "exact_match", "reward", "kl_to_reference", "kl_of_response"]
     assert list(results["per_item"]) == names
     assert {m["name"] for m in results["metrics"]} == set(names)
     overall = {m["name"]: m for m in results["metrics"] if not m["slice"]}
+    assert list(metrics)[:2] == ["exact_match", "bits_per_byte"]
     assert metrics["exact_match"] == overall["exact_match"]["value"]
     assert metrics["exact_match/zh"] == next(
         m["value"] for m in results["metrics"] if m["name"] == "exact_match" and m["slice"] == {"language": "zh"}

@@ -21,6 +21,7 @@ from athanor.evaluation.subject import Subject
 if TYPE_CHECKING:
     from athanor.runs.context import RunContext
 
+MOST_TELLING = ("exact_match", "preference_accuracy", "bits_per_byte")
 Task = Callable[[Subject], Outcome]
 
 
@@ -76,7 +77,8 @@ class Evaluation:
             for record in records
             if set(record["slice"]) == {"language"}
         }
-        return plain | by_language
+        first = {name: plain[name] for name in MOST_TELLING if name in plain}
+        return first | plain | by_language
 
 
 def device_of(accelerator: str) -> str:

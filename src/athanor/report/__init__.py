@@ -48,7 +48,19 @@ def render(gathered: Gathered) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("number", "measure", "signed", "whole", "count", "size", "duration", "date", "series", "shorten"):
+    for name in (
+        "number",
+        "measure",
+        "signed",
+        "whole",
+        "count",
+        "size",
+        "duration",
+        "date",
+        "series",
+        "shorten",
+        "tidy",
+    ):
         environment.filters[name] = getattr(formats, name)
     environment.filters["lang"] = lambda language: LANGUAGE_TAGS.get(language, language or "und")
     folder = Path(__file__).parent

@@ -59,7 +59,7 @@ PLAIN = ("lr", "kl_coefficient")
 
 
 def loss_panel(run: RunView) -> Panel | None:
-    return _panel(run, LOSS)
+    return _panel(run, LOSS._replace(unit="") if run.role == "ppo" else LOSS)  # PPO's is no likelihood
 
 
 def panels(run: RunView) -> list[Panel]:

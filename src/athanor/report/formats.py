@@ -1,6 +1,7 @@
 """Numbers and times as a person reads them."""
 
 import math
+import re
 from datetime import datetime, timezone
 
 MISSING = "–"  # an en dash
@@ -92,6 +93,12 @@ def date(moment: float | str | None) -> str:
 def series(words: list[str]) -> str:
     """a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 2 else words)
+
+
+def tidy(text: str) -> str:
+    """For reading: no space at the ends, at most one blank line in a row, invisible characters as a middle dot."""
+    visible = "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text)
+    return re.sub(r"\s*\n\s*\n\s*", "\n\n", visible.strip())
 
 
 def shorten(text: str, limit: int) -> str:
