@@ -11,8 +11,8 @@ class MuonWithAdamW(Optimizer):
     """Muon (Jordan et al. 2024; torch.optim.Muon) for the hidden matrices, AdamW for embeddings, norms and heads.
 
     Both live in one optimizer, so schedules, clipping and checkpoints see nothing unusual. A group belongs to Muon if
-    it does not say `weight_decay: 0` (`Algorithm.configure_optimizers` puts the matrices there) and its parameters are
-    matrices with at least `smallest_side` rows and columns; thinner ones go to AdamW.
+    it says neither `weight_decay` nor `hidden: False` (`Algorithm.configure_optimizers` puts the hidden matrices there)
+    and its parameters are matrices with at least `smallest_side` rows and columns; thinner ones go to AdamW.
 
     Args:
         lr: of AdamW.
@@ -37,7 +37,8 @@ class MuonWithAdamW(Optimizer):
             decay = group.get("weight_decay", weight_decay)
             for parameter in group["params"]:
                 whole = parameter.ndim == 2 and min(parameter.shape) >= smallest_side
-                (matrices if whole and "weight_decay" not in group else rest).append((parameter, decay))
+                hidden = whole and "weight_decay" not in group and group.get("hidden", True)
+                (matrices if hidden else rest).append((parameter, decay))
         parts: list[Optimizer] = []
         if matrices:
             parts.append(Muon([p for p, _ in matrices], lr=matrix_lr, weight_decay=weight_decay, momentum=momentum))

@@ -54,12 +54,17 @@ class Algorithm(LightningModule):
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
     def configure_optimizers(self) -> Any:
-        """Weight decay on matrices only: not on norms, biases or embeddings."""
+        """Weight decay on matrices only: not on norms, biases or embeddings. Logits come from no `hidden` one."""
         embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
-        decayed = [p for _, p in self.trainable() if p.ndim >= 2 and id(p) not in embeddings]
-        chosen = {id(p) for p in decayed}
-        rest = [p for _, p in self.trainable() if id(p) not in chosen]
-        optimizer = self.make_optimizer([{"params": decayed}, {"params": rest, "weight_decay": 0.0}])
+        groups: dict[str, list[nn.Parameter]] = {"hidden": [], "output": [], "rest": []}
+        for name, parameter in self.trainable():
+            matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+            groups[("output" if name.endswith("output.weight") else "hidden") if matrix else "rest"].append(parameter)
+        optimizer = self.make_optimizer(
+            [{"params": groups["hidden"]}]
+            + [{"params": groups["output"], "hidden": False}] * bool(groups["output"])
+            + [{"params": groups["rest"], "weight_decay": 0.0}]
+        )
         schedule = LambdaLR(optimizer, self.make_schedule(max_steps=self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
