@@ -14,6 +14,7 @@ exactly. (One rollout as one Lightning epoch would tie the rollout to the loader
 be sampled a step early.)
 """
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -77,6 +78,8 @@ class PPO(Algorithm):
         max_new_tokens, temperature: of the sampled responses.
         kl_coefficient: price of a nat; the start value when `kl_control` is "adaptive".
         kl_target: nats a response may lie from the reference, held by the adaptive controller.
+        kl_bound: the most nats that the mean response of a rollout should ever lie from the reference; while it lies
+            beyond, each rollout raises the coefficient by half, whatever `kl_control` says. None: no bound.
         unfinished_penalty: subtracted from the score of a response cut off without <|end|>.
         whiten_rewards: scale a rollout's token rewards to unit variance, keeping their mean.
     """
@@ -98,6 +101,7 @@ class PPO(Algorithm):
         kl_coefficient: float,
         kl_control: Literal["fixed", "adaptive"] = "adaptive",
         kl_target: float = 1.0,
+        kl_bound: float | None = None,
         kl_horizon: float = 0.5,
         temperature: float = 1.0,
         clip: float = 0.2,
@@ -121,6 +125,7 @@ class PPO(Algorithm):
         self.stop_id, self.pad_id = text.special[END], text.pad_id
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.kl_control, self.kl_target, self.kl_horizon = kl_control, kl_target, kl_horizon
+        self.kl_bound = math.inf if kl_bound is None else kl_bound
         self.clip, self.value_clip, self.value_weight = clip, value_clip, value_weight
         self.gamma, self.lam = gamma, lam
         self.whiten_rewards, self.unfinished_penalty = whiten_rewards, unfinished_penalty
@@ -188,14 +193,15 @@ class PPO(Algorithm):
                 self.kl_coefficient = adapted_kl_coefficient(
                     self.kl_coefficient, metrics["kl"], target=self.kl_target, horizon=self.kl_horizon
                 )
+            if metrics["kl"] > self.kl_bound:
+                self.kl_coefficient = 1.5 * self.kl_coefficient
             # at the step that begins here, so that a run resumed before it writes this line once
             step = self.trainer.global_step + 1
             self.report({f"ppo/{name}": float(value) for name, value in metrics.items()}, step)
         assert self.rollout is not None, "a run begins with a rollout"
         rows, normalizer = self.minibatch(batch_idx)
-        used = (
-            int((self.rollout.labels_RT[rows] != IGNORED).any(0).nonzero().max()) + 1
-        )  # columns up to the last response
+        # columns up to the last response
+        used = int((self.rollout.labels_RT[rows] != IGNORED).any(0).nonzero().max()) + 1
         tokens_BT, labels_BT, old_logps_BT, old_values_BT, advantages_BT, returns_BT = (
             x[rows, :used] for x in self.rollout
         )

@@ -64,9 +64,8 @@ class Checkpoints(Callback):
             path.with_suffix(".sha256").write_text(digest(temporary))
             temporary.replace(path)
             found = sorted(self.directory.glob("step-*.ckpt"))
-            kept = [other for other in found if other <= path][
-                -self.keep :
-            ]  # a later one is damaged: it was passed over
+            sound = [other for other in found if other <= path]  # a later one is damaged: it was passed over
+            kept = sound[-self.keep :]
             for other in set(found) - set(kept):
                 other.unlink()
                 other.with_suffix(".sha256").unlink(missing_ok=True)

@@ -34,7 +34,8 @@ class InstructionData(RecordData):
     Args:
         files: training files; without `validation_files` a part of them is held out by content hash.
         validation_fraction: of the conversations of `files`, when there are no `validation_files`.
-        too_long: what to do with a conversation longer than the model's context.
+        too_long: what to do with a conversation longer than `max_length` tokens.
+        max_length: default the model's context, which it cannot exceed.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class InstructionData(RecordData):
         validation_files: list[str] | None = None,
         validation_fraction: float = 0.02,
         too_long: TooLong = "error",
+        max_length: int | None = None,
         invalid: Invalid = "error",
         validation_batch_size: int = 64,
         validation_samples: int | None = None,
@@ -51,9 +53,11 @@ class InstructionData(RecordData):
         super().__init__(tokenizer, validation_batch_size, validation_samples)
         self.files, self.validation_files, self.validation_fraction = files, validation_files, validation_fraction
         self.too_long: TooLong = too_long
+        self.max_length = max_length
         self.invalid = invalid
 
     def open(self, split: Split, context: int) -> Conversations:
+        context = min(context, self.max_length or context)
         wheres, conversations = self.records(split, to_messages, lambda messages: messages[:-1])
         rendered = render(conversations, self.tokenizer)
         keep = fit_lengths([len(ids) - 1 for ids, _ in rendered], wheres, context, self.too_long)
