@@ -107,6 +107,11 @@ def test_a_frozen_model_neither_moves_nor_drops_out_nor_fills_the_checkpoint(tmp
     assert modes
     assert not any(modes)
     assert algorithm.model.training
+    algorithm.eval()
+    algorithm.train()
+    assert algorithm.model.training
+    assert not reference.training
+    assert not reference.norm.training
     assert same(weights(reference), before)
     assert all(p.grad is None and not p.requires_grad for p in reference.parameters())
     checkpoint = torch.load(tmp_path / "c.ckpt", weights_only=True)

@@ -44,7 +44,7 @@ PATTERNS = {
     "comparison": ([rf"Which is (larger|smaller), {N} or {N}\?", rf"{N}和{N}哪个(大|小)？"],
                    [rf"Of {N} and {N}, {N} is (larger|smaller)\.", rf"{N}和{N}，{N}(大|小)。"]),
     "counting": ([rf"How many ([a-z]) in: {ROW}\?", rf"数一数 {ROW} 里有几个 ([a-z])？"],
-                 [rf"In {ROW}: (.+)\.", rf"{ROW} 里有(.+)。"]),
+                 [rf"{ROW}: (.+)\.", rf"{ROW} 里有(.+)。"]),
     "copying": ([rf"Copy: {ROW}", rf"照抄：{ROW}"], [rf"{ROW}, again: {ROW}\.", rf"{ROW}，再写一遍：{ROW}。"]),
     "reversing": ([rf"Reverse: {ROW}", rf"倒着写：{ROW}"],
                   [rf"{ROW}, backwards: {ROW}\.", rf"{ROW}，倒过来：{ROW}。"]),
@@ -55,14 +55,14 @@ PATTERNS = {
              [rf"([A-Z][a-z]+) (\d+), (\d+) is {DAY}\.", rf"(\d+)年(\d+)月(\d+)日即{DAY}。"]),
     "units": ([rf"{N} {UNIT} = \? {UNIT}", rf"{N}{UNIT}等于多少{UNIT}？"],
               [rf"{N} {UNIT} is {N} {UNIT}\.", rf"{N}{UNIT}等于{N}{UNIT}。"]),
-    "lookup": ([rf"Given {TABLE}\. ([a-z]+)=\?", rf"已知 {TABLE}。 ?(.)=？"],
+    "lookup": ([rf"Given {TABLE}\. Which letter has ([a-z]+)\?", rf"已知 {TABLE}。哪个字母是 (.)？"],
                [rf"Given {TABLE}\. So {TABLE}\.", rf"已知 {TABLE}。所以 {TABLE}。"]),
 }  # fmt: skip
 
 
 def table(text: str) -> dict[str, str]:
-    pairs = [re.fullmatch(r"([a-z]+|.)=(\d+)", part) for part in re.split(r"[,，] ?", text)]
-    return {COLOURS.get(pair[1], pair[1]): pair[2] for pair in pairs}
+    pairs = [part.split() for part in re.split("[,，]", text)]
+    return {COLOURS.get(colour, colour): letter for colour, letter in pairs}
 
 
 def understood(family: str, groups: tuple[str, ...]) -> tuple[tuple, str]:
@@ -111,11 +111,11 @@ def statement_of(text: str) -> tuple[str, tuple, str, str]:
         for pattern in patterns:
             if found := re.fullmatch(pattern, text):
                 groups = list(found.groups())
-                if family == "counting":  # of every letter
+                if family == "counting":  # of one letter, or of more
                     row = groups[0].split()
-                    counts = re.findall(r"(\d+)(?: times|个) ([a-z])", groups[1])
-                    stated = {letter: int(count) for count, letter in counts}
-                    return family, tuple(row), str(sorted(Counter(row).items())), str(sorted(stated.items()))
+                    stated = {x: int(n) for n, x in re.findall(r"(\d+)(?: times|个) ([a-z])", groups[1])}
+                    true = {x: row.count(x) for x in stated}
+                    return family, tuple(row), str(true), str(stated)
                 if family == "lookup":  # of every key
                     values, stated = table(groups[0]), table(groups[1])
                     return family, tuple(values.items()), str(sorted(values.items())), str(sorted(stated.items()))
@@ -152,8 +152,9 @@ def test_answers_are_right_and_wrong_ones_wrong(streams, stream):
         if "rejected" in record:
             assert record["chosen"] == right
             assert record["rejected"] != right
-        seen[record["family"], record["language"], record["level"]] += 1
-    assert set(seen) == {(f, language, level) for f in FAMILIES for language in ("en", "zh") for level in (1, 2, 3)}
+        seen[record["family"], record["language"]] += 1
+        seen[record["family"], record["level"]] += 1
+    assert set(seen) == {(family, which) for family in FAMILIES for which in ("en", "zh", 1, 2, 3)}
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])

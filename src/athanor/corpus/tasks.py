@@ -112,7 +112,7 @@ def counting(rng: random.Random, level: int) -> Item:
     text = " ".join(row)
     answers, wrong = _both(count, _near(rng, count, low=1))
     return Item(
-        f"count:{text}",  # whatever is asked of the row: its statement tells all its counts
+        f"count:{text}",  # whatever is asked of the row
         {"en": [f"How many {letter} in: {text}?"], "zh": [f"数一数 {text} 里有几个 {letter}？"]},
         answers, wrong,
         {"en": [f"{text}: {count} times {letter}."], "zh": [f"{text} 里有{count}个 {letter}。"]},
@@ -227,7 +227,7 @@ def lookup(rng: random.Random, level: int) -> Item:
         given[language], told[language] = mark.join(pairs), mark.join(pairs[i] for i in again)
     english, chinese = COLOURS["en"][keys[asked]], COLOURS["zh"][keys[asked]]
     return Item(
-        f"look:{keys}{values}{asked}",
+        f"look:{keys}{values}",  # whatever is asked of the table: its statement tells all of it
         {"en": [f"Given{given['en']}. Which letter has {english}?"],
          "zh": [f"已知{given['zh']}。哪个字母是 {chinese}？"]},
         answers, wrong,
