@@ -100,7 +100,7 @@ def _arguments(given: Mapping[str, Any], found: Signature, owner: str, path: str
             continue
         if key not in found.parameters:
             if not found.open:
-                yield f"{prefix}{key}: {owner} has no {key!r}{suggest(key, set(found.parameters) - set(given))}"
+                yield f"{prefix}{key}: {owner} has no {key!r}{suggest(key, found.parameters)}"
         elif key in supplied:
             yield f"{prefix}{key}: {owner} is given {key!r} by the program; remove it"
         elif value == "???":

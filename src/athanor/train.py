@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import nn
@@ -40,10 +41,14 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
     """
     config = experiment.config
     cluster = config["cluster"]
+    check(config)
     hush()
     if cluster["threads"]:
         torch.set_num_threads(cluster["threads"])
-    trainer = make_trainer(experiment, run)
+    try:
+        trainer = make_trainer(experiment, run)
+    except MisconfigurationException as error:
+        raise UserError(f"Lightning refuses the cluster or the strategy: {' '.join(str(error).split())}") from error
     plan = BatchPlan(
         seed=config["seed"], max_steps=config["max_steps"], global_batch_size=config["global_batch_size"],
         world_size=trainer.world_size, rank=trainer.global_rank,
@@ -76,6 +81,25 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
     algorithm.report({"train/seconds": time.perf_counter() - started})
     finish(trainer, algorithm, data, run)
     return {name: float(value) for name, value in trainer.callback_metrics.items()} | algorithm.last_report
+
+
+def check(config: dict[str, Any]) -> None:
+    """What the types of the config's numbers do not say.
+
+    Raises:
+        UserError: a number is too small.
+    """
+    cluster = config["cluster"]
+    for name, value, least in (
+        ("validate_every_n_steps", config["validate_every_n_steps"], 1),
+        ("gradient_clip", config["gradient_clip"], 0),
+        ("logger.every_n_steps", config["logger"]["every_n_steps"], 1),
+        ("cluster.nodes", cluster["nodes"], 1),
+        ("cluster.num_workers", cluster["num_workers"], 0),
+        ("cluster.threads", cluster["threads"], 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name}={value} must be at least {least}.")
 
 
 def hush() -> None:

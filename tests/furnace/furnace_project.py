@@ -7,6 +7,7 @@ the inputs of that pipeline, and leave its runs alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -138,10 +139,8 @@ class Furnace:
 
 def end(process: subprocess.Popen[str]) -> None:
     """Nothing of its group is left, and its pipes are read to the end."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.communicate()
 
 

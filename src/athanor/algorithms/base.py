@@ -6,7 +6,7 @@ sum over the global batch divided by the batch's own `normalizer`, whatever the 
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from athanor.functional import labelled_logps
+from athanor.models import require_language_model, require_reward_model
 from athanor.schedules import Schedule
 
 TOKEN_FIELDS = ("tokens_BT", "chosen_BT", "rejected_BT")
@@ -31,6 +32,8 @@ class Algorithm(LightningModule):
     `seed` and `log_every` are set by `athanor.train`.
     """
 
+    trains: Literal["language model", "reward model"] = "language model"
+
     def __init__(
         self,
         model: nn.Module,
@@ -38,6 +41,7 @@ class Algorithm(LightningModule):
         schedule: Callable[..., Schedule],
     ):
         super().__init__()
+        (require_reward_model if self.trains == "reward model" else require_language_model)(model, "model")
         self.model = model
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.seed, self.log_every = 0, 10

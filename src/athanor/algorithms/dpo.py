@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from athanor.algorithms.base import Algorithm, response_logps
 from athanor.algorithms.reward import pair_accuracy
 from athanor.batches import IGNORED, PreferenceBatch
+from athanor.models import require_language_model
 
 
 def dpo_loss(
@@ -47,9 +48,10 @@ class DPO(Algorithm):
     reference: nn.Module
 
     def __init__(self, model, optimizer, schedule, reference: nn.Module, beta: float, likelihood_weight: float = 0.0):
-        super().__init__(model, optimizer, schedule)
         if beta <= 0:
             raise ValueError(f"algorithm.beta must be positive, not {beta}")
+        super().__init__(model, optimizer, schedule)
+        require_language_model(reference, "algorithm.reference")
         self.add_frozen("reference", reference)
         self.beta, self.likelihood_weight = beta, likelihood_weight
 

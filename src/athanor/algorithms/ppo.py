@@ -24,6 +24,7 @@ from athanor.algorithms.base import Algorithm, response_logps
 from athanor.batches import IGNORED, PromptBatch
 from athanor.data.order import order
 from athanor.functional import gae, masked_mean, masked_sum, masked_whiten
+from athanor.models import require_language_model, require_reward_model
 from athanor.models.heads import response_labels
 from athanor.rollout import Responses, sample, uniforms
 
@@ -116,6 +117,11 @@ class PPO(Algorithm):
         from athanor.data.chat import END
 
         super().__init__(model, optimizer, schedule)
+        require_language_model(reference, "algorithm.reference")
+        require_reward_model(reward, "algorithm.reward")
+        require_reward_model(value, "algorithm.value")
+        if max_new_tokens < 1:
+            raise ValueError(f"algorithm.max_new_tokens={max_new_tokens} must be at least 1")
         if temperature <= 0:
             raise ValueError(f"algorithm.temperature={temperature} must be positive: PPO learns from samples")
         self.add_frozen("reference", reference)

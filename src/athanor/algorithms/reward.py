@@ -34,6 +34,8 @@ class RewardModeling(Algorithm):
             arXiv:2312.09244, section 4).
     """
 
+    trains = "reward model"
+
     def __init__(self, model, optimizer, schedule, center_weight: float = 0.01):
         super().__init__(model, optimizer, schedule)
         self.center_weight = center_weight

@@ -51,8 +51,8 @@ class BatchPlan(NamedTuple):
 
     def check(self) -> None:
         """Raises UserError, naming the nearest global batch sizes that do divide."""
-        for name, size in ("global_batch_size", self.global_batch_size), ("micro_batch_size", self.micro_batch_size):
-            if size is not None and size < 1:
+        for name in ("max_steps", "global_batch_size", "micro_batch_size"):
+            if (size := getattr(self, name)) is not None and size < 1:
                 raise UserError(f"{name}={size} must be at least 1.")
         unit = self.world_size * (self.micro_batch_size or 1)
         if self.global_batch_size % unit:
@@ -157,6 +157,8 @@ class Data(LightningDataModule):
         super().__init__()
         from athanor.corpus.tokenizer import Tokenizer
 
+        if validation_batch_size < 1:
+            raise UserError(f"data.validation_batch_size={validation_batch_size} must be at least 1.")
         self.tokenizer_run = tokenizer
         self.tokenizer = Tokenizer(tokenizer)
         self.validation_batch_size, self.validation_samples = validation_batch_size, validation_samples
@@ -172,6 +174,11 @@ class Data(LightningDataModule):
         self.train, self.validation = self.open("train", context), self.open("validation", context)
         if not len(self.train):
             raise UserError("The training split holds no samples; add data or lower data.validation_fraction.")
+        if not len(self.validation):
+            self.miss_validation()
+
+    def miss_validation(self) -> None:
+        """Called where the validation split is empty."""
 
     @property
     def typical_length(self) -> int:
@@ -213,6 +220,12 @@ class RecordData(Data):
     validation_files: list[str] | None
     validation_fraction: float
     invalid: Invalid
+
+    def miss_validation(self) -> None:
+        if self.validation_files and self.validation_samples != 0:
+            raise UserError("The validation split holds no samples; correct data.validation_files.")
+        if self.validation_files is None and self.validation_fraction and self.validation_samples != 0:
+            log.warning("no record falls in the validation split; raise data.validation_fraction to have one")
 
     def records(
         self, split: Split, convert: Callable[[dict[str, Any], str], T], prompt: Callable[[T], Any]

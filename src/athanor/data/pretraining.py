@@ -19,7 +19,7 @@ class PackedRows:
     def __init__(self, shards: Shards, length: int, limit: int | None = None):
         self.shards, self.length = shards, length
         rows = (len(shards.tokens) - 1) // length
-        self.rows = min(rows, limit) if limit else rows
+        self.rows = rows if limit is None else min(rows, limit)
 
     def __len__(self) -> int:
         return self.rows
@@ -83,9 +83,10 @@ class PretrainingData(Data):
                 "lower it or raise model.context."
             )
         shards = Shards(self.shards, split)
-        if len(shards.tokens) <= self.sequence_length and split == "train":
+        if len(shards.tokens) <= self.sequence_length and (split == "train" or len(shards)):
+            kind = "training" if split == "train" else "validation"
             raise UserError(
-                f"The corpus has {len(shards.tokens)} training tokens, fewer than one row of "
-                f"{self.sequence_length}; add documents or lower data.sequence_length."
+                f"The corpus has {len(shards.tokens)} {kind} tokens, fewer than one row of {self.sequence_length}; add "
+                "documents or lower data.sequence_length."
             )
         return PackedRows(shards, self.sequence_length, self.validation_samples if split == "validation" else None)

@@ -10,10 +10,10 @@ import torch
 
 from athanor.data.chat import render_prompts
 from athanor.data.formats import read_records, to_prompt
-from athanor.errors import UserError
 from athanor.evaluation.exact_match import spread
 from athanor.evaluation.measurement import Measurement, Outcome, described
 from athanor.evaluation.subject import Subject, batched, rewards
+from athanor.models import require_language_model, require_reward_model
 from athanor.train import load_model
 
 
@@ -55,14 +55,14 @@ class Reward:
         )
         rows = subject.conversations(prompts, answers, self.max_new_tokens)
         judge, _ = load_model(self.reward, subject.device)
-        if not hasattr(judge, "reward"):
-            raise UserError(f"{self.reward} is no reward model; name the run of a reward model")
+        require_reward_model(judge, "the judge")
         items = described(records)
         scores = rewards(judge, [tokens for tokens, _ in rows], [start for _, start in rows], subject)
         found = [Measurement("reward", items, scores, "reward", "higher")]
         if self.reference is not None:
             subject.require_tokenizer_of(self.reference, "the reference")
             reference, _ = load_model(self.reference, subject.device)
+            require_language_model(reference, "the reference")
             sums, counts = divergence(subject, reference, rows)
             found += [
                 Measurement("kl_to_reference", items, sums, "nats/token", "none", counts),

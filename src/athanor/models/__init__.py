@@ -46,4 +46,19 @@ def load(run: str, dropout: float | None = None) -> nn.Module:
         description.get("trunk", description)["dropout"] = dropout
     model = instantiate(description)
     load_model(model, str(source.path(WEIGHTS)))
+    model.source = source.id
     return model.eval()
+
+
+def require_language_model(model: nn.Module, what: str) -> None:
+    """Raises UserError if the model, which is `what` of the config, does not predict tokens."""
+    if not hasattr(model, "logits"):
+        name = getattr(model, "source", type(model).__name__)
+        raise UserError(f"{name} is no language model, as {what} must be; name a run of pretraining, SFT, DPO or PPO.")
+
+
+def require_reward_model(model: nn.Module, what: str) -> None:
+    """Raises UserError if the model, which is `what` of the config, does not give scores."""
+    if not hasattr(model, "reward"):
+        name = getattr(model, "source", type(model).__name__)
+        raise UserError(f"{name} is no reward model, as {what} must be; name a run of reward modelling.")

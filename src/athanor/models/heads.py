@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from athanor.batches import IGNORED
 from athanor.functional import labelled_logps
+from athanor.models import require_language_model
 from athanor.models.transformer import Transformer
 
 
@@ -28,6 +29,7 @@ class ScalarModel(nn.Module):
 
     def __init__(self, trunk: Transformer, likelihood: bool = False):
         super().__init__()
+        require_language_model(trunk, "model.trunk")
         self.trunk = trunk
         self.likelihood = likelihood
         if not likelihood:
