@@ -2,12 +2,16 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import AdamW, Muon
 from torch.optim.lr_scheduler import LambdaLR
 
+from athanor.algorithms.base import Algorithm
+from athanor.algorithms.reward import RewardModeling
 from athanor.algorithms.sft import SFT
 from athanor.models.heads import ScalarModel
 from athanor.optimizers import MuonWithAdamW
@@ -17,22 +21,20 @@ from small import decoder
 SETTINGS = {"lr": 1e-3, "matrix_lr": 0.02, "weight_decay": 0.1, "betas": (0.8, 0.9), "momentum": 0.9}
 
 
-class Groups(SFT):
-    """An algorithm out of a trainer; `groups` are those that an optimizer is given."""
-
-    def groups(self):
-        seen = []
-        self.make_optimizer = lambda groups: seen.extend(groups) or torch.optim.SGD(self.parameters(), lr=1)
-        self.make_schedule = lambda max_steps: lambda step: 1.0
-        self.configure_optimizers()
-        return seen
-
-
-def make(model) -> tuple[MuonWithAdamW, dict[str, torch.nn.Parameter]]:
-    algorithm = Groups(model, None, None)
-    trainer = type("T", (), {"max_steps": 9})()
+def groups_of(algorithm: Algorithm) -> list[dict]:
+    """What an algorithm gives its optimizer, out of a trainer."""
+    seen: list[dict] = []
+    algorithm.make_optimizer = lambda groups: seen.extend(groups) or torch.optim.SGD(algorithm.parameters(), lr=1)
+    algorithm.make_schedule = lambda max_steps: lambda step: 1.0
+    trainer = SimpleNamespace(max_steps=9)
     algorithm.trainer = trainer
-    return MuonWithAdamW(algorithm.groups(), **SETTINGS), dict(model.named_parameters())
+    algorithm.configure_optimizers()
+    return seen
+
+
+def make(model: nn.Module) -> tuple[MuonWithAdamW, dict[str, nn.Parameter]]:
+    kind = RewardModeling if isinstance(model, ScalarModel) else SFT
+    return MuonWithAdamW(groups_of(kind(model, None, None)), **SETTINGS), dict(model.named_parameters())
 
 
 def step(optimizer, parameters, seed) -> None:
@@ -99,5 +101,5 @@ def test_its_state_goes_on_with_the_same_bits():
 
 
 def test_it_is_a_partial_in_a_config():
-    made = partial(MuonWithAdamW, **SETTINGS)([{"params": [torch.nn.Parameter(torch.zeros(3, 40))]}])
+    made = partial(MuonWithAdamW, **SETTINGS)([{"params": [nn.Parameter(torch.zeros(3, 40))]}])
     assert [group["lr"] for group in made.param_groups] == [1e-3], "too thin for Muon"

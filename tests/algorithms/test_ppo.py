@@ -307,6 +307,13 @@ def test_the_price_of_kl(tokenizer_path, data, control):
     assert algorithm.kl_coefficient.item() == pytest.approx(expected[-1], rel=1e-5)
 
 
+def test_beyond_the_bound_the_price_rises_by_half(tokenizer_path, data):
+    algorithm = make(tokenizer_path, kl_control="fixed", kl_bound=-1e9)
+    assert fit(algorithm, data(), steps=6, batch=8).values("ppo/kl_coefficient") == pytest.approx([0.1, 0.15, 0.225])
+    algorithm = make(tokenizer_path, kl_control="fixed", kl_bound=1e9)
+    assert fit(algorithm, data(), steps=6, batch=8).values("ppo/kl_coefficient") == pytest.approx([0.1, 0.1, 0.1])
+
+
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_a_resumed_training_ends_with_the_same_bits(tokenizer_path, data, stop, tmp_path):
     """Interrupted within a rollout (3, 5) and between two (4)."""

@@ -218,6 +218,15 @@ def test_truncated_answers_keep_their_beginning(module, tokenizer):
     assert data.train.weights(np.array([row])) == (labels != IGNORED).sum()
 
 
+def test_max_length_is_a_shorter_context(module):
+    records = [instruction(i) for i in range(40)]
+    data = module(InstructionData, records, validation_fraction=0.0, too_long="drop", max_length=14)
+    shorter = module(InstructionData, records, context=14, validation_fraction=0.0, too_long="drop")
+    assert 0 < len(data.train) == len(shorter.train) < 40
+    longer = module(InstructionData, records, validation_fraction=0.0, too_long="drop", max_length=10_000)
+    assert len(longer.train) == len(module(InstructionData, records, validation_fraction=0.0, too_long="drop").train)
+
+
 def test_half_a_judgement_is_refused(module):
     with pytest.raises(UserError, match="too_long=truncate would judge answers by their cut-off half"):
         module(PreferenceData, [preference(1)], too_long="truncate")
