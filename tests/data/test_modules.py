@@ -219,12 +219,12 @@ def test_truncated_answers_keep_their_beginning(module, tokenizer):
 
 
 def test_max_length_is_a_shorter_context(module):
-    records = [instruction(i) for i in range(40)]
-    data = module(InstructionData, records, validation_fraction=0.0, too_long="drop", max_length=14)
-    shorter = module(InstructionData, records, context=14, validation_fraction=0.0, too_long="drop")
-    assert 0 < len(data.train) == len(shorter.train) < 40
-    longer = module(InstructionData, records, validation_fraction=0.0, too_long="drop", max_length=10_000)
-    assert len(longer.train) == len(module(InstructionData, records, validation_fraction=0.0, too_long="drop").train)
+    records = [long_one(i) for i in range(8)]
+    kept = [
+        len(module(InstructionData, records, validation_fraction=0.0, too_long="drop", **limit).train)
+        for limit in ({"max_length": 40}, {"context": 40}, {"max_length": 10_000, "context": 40}, {"context": 1000})
+    ]
+    assert kept == [6, 6, 6, 8]
 
 
 def test_half_a_judgement_is_refused(module):
