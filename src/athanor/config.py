@@ -378,7 +378,7 @@ def _parse(override: str) -> Override:
         return OverridesParser.create().parse_override(override)
     except (OverrideParseException, HydraException):
         raise UserError(
-            f"{override!r} is no override; write key=value, with quotes inside if it holds , or ["
+            f"{override!r} is no override; write key=value, quoted inside if it holds , [ or letters beyond ASCII"
         ) from None
 
 
