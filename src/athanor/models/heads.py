@@ -74,14 +74,21 @@ class ScalarModel(nn.Module):
             lengths_B: the head is read at index lengths - 1.
             starts_B: index of the first token of the response; needed with `likelihood`.
         """
+        return self.reward_and_logps(tokens_BT, lengths_B, starts_B)[0]
+
+    def reward_and_logps(
+        self, tokens_BT: Tensor, lengths_B: Tensor, starts_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `reward`, and with `likelihood` also log p(response | prompt) under the trunk, float32 [B], nats."""
         hidden_BTD = self.trunk.hidden_states(tokens_BT)
         rows = torch.arange(len(lengths_B), device=lengths_B.device)
         score_B = self.head(hidden_BTD[rows, lengths_B - 1]).squeeze(-1).float()
-        if self.likelihood:
-            assert starts_B is not None, "a likelihood needs to know where the response starts"
-            labels_BT = response_labels(tokens_BT, starts_B, lengths_B)
-            score_B = score_B + self.scale * labelled_logps(hidden_BTD, labels_BT, self.trunk.logits).sum(-1)
-        return score_B
+        if not self.likelihood:
+            return score_B, None
+        assert starts_B is not None, "a likelihood needs to know where the response starts"
+        labels_BT = response_labels(tokens_BT, starts_B, lengths_B)
+        logps_B = labelled_logps(hidden_BTD, labels_BT, self.trunk.logits).sum(-1)
+        return score_B + self.scale * logps_B, logps_B
 
 
 def response_labels(tokens_BT: Tensor, starts_B: Tensor, lengths_B: Tensor) -> Tensor:
