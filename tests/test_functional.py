@@ -9,13 +9,10 @@ from torch import Tensor
 from athanor.batches import IGNORED
 from athanor.functional import (
     cross_entropy_sum,
-    entropy,
     gae,
-    kl_estimate,
     masked_mean,
     masked_sum,
     masked_whiten,
-    sequence_logps,
     token_logps,
 )
 
@@ -66,7 +63,6 @@ def test_cross_entropy_sum_value_and_gradient_by_hand():
 def test_token_logps_value_and_gradient_by_hand():
     expected = torch.tensor([[math.log(5 / 8), math.log(3 / 8)], [0.0, math.log(0.2)]])
     torch.testing.assert_close(token_logps(LOGITS_BTV, LABELS_BT), expected)
-    torch.testing.assert_close(sequence_logps(LOGITS_BTV, LABELS_BT), expected.sum(-1))
     slope = torch.tensor([[[-1 / 8, -2 / 8, 3 / 8], [5 / 8, -1 / 8, -4 / 8]], [[0.0, 0, 0], [-0.7, 0.8, -0.1]]])
     weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     found = gradient(lambda x: weight * token_logps(x, LABELS_BT), LOGITS_BTV)[0]
@@ -75,46 +71,9 @@ def test_token_logps_value_and_gradient_by_hand():
 
 def test_log_probabilities_are_float32_whatever_the_logits():
     low = LOGITS_BTV.bfloat16()
-    for function in (token_logps, sequence_logps, cross_entropy_sum):
+    for function in (token_logps, cross_entropy_sum):
         assert function(low, LABELS_BT).dtype == torch.float32
     torch.testing.assert_close(token_logps(low, LABELS_BT), token_logps(low.float(), LABELS_BT))
-
-
-def test_entropy_by_hand():
-    def h(*p):
-        return -sum(x * math.log(x) for x in p)
-
-    expected = torch.tensor([[h(1 / 8, 2 / 8, 5 / 8), h(3 / 8, 1 / 8, 4 / 8)], [h(0.2, 0.2, 0.6), h(0.7, 0.2, 0.1)]])
-    torch.testing.assert_close(entropy(LOGITS_BTV), expected)
-    assert entropy(torch.zeros(1, 1, 50)).item() == pytest.approx(math.log(50), rel=1e-6)
-
-
-def test_kl_estimate_value_and_gradient_by_hand():
-    logps, ref_logps = torch.tensor([-1.0, -3.0, -2.0]), torch.tensor([-1.5, -2.0, -2.0])
-    expected = torch.tensor([math.exp(-0.5) - 1 + 0.5, math.exp(1) - 1 - 1, 0.0])
-    torch.testing.assert_close(kl_estimate(logps, ref_logps), expected)
-    slope, ref_slope = gradient(kl_estimate, logps, ref_logps)
-    torch.testing.assert_close(slope, torch.tensor([1 - math.exp(-0.5), 1 - math.exp(1), 0.0]))
-    torch.testing.assert_close(ref_slope, -slope)
-
-
-def test_kl_estimate_is_unbiased_and_never_negative():
-    """Enumerated over all tokens: E_policy[estimate] = sum p log(p / q)."""
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(2, 7, 11, generator=generator, dtype=torch.float64)
-    logps, far = noise.log_softmax(-1)
-    near = (noise[0] + 0.1 * noise[1]).log_softmax(-1)
-    probability = logps.exp()
-    for ref_logps in (far, near):
-        exact = (probability * (logps - ref_logps)).sum(-1)
-        estimate = kl_estimate(logps, ref_logps)
-        assert (estimate >= 0).all()
-        torch.testing.assert_close((probability * estimate).sum(-1), exact)
-
-    def variance(samples: Tensor) -> Tensor:  # near the reference, where training should be
-        return (probability * (samples - exact[:, None]) ** 2).sum(-1)
-
-    assert (variance(kl_estimate(logps, near)) < 0.1 * variance(logps - near)).all()
 
 
 def test_gae_by_hand():

@@ -4,7 +4,6 @@ Shapes: B rows, T tokens, V vocabulary. Log-probabilities and entropies are in n
 are the caller's, by the global count of valid terms.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -63,28 +62,6 @@ def labelled_logps(hidden_BTD: Tensor, labels_BT: Tensor, to_logits: Callable[[T
     return torch.zeros(labels_BT.shape, device=logps_N.device).masked_scatter(mask_BT, logps_N)
 
 
-def sequence_logps(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """log p(response | prompt), summed over labelled tokens; float32 [B], nats."""
-    return token_logps(logits_BTV, labels_BT).sum(-1)
-
-
-def entropy(logits_BTV: Tensor) -> Tensor:
-    """Entropy of each predicted distribution, float32 [B, T], nats."""
-    logps = logits_BTV.float().log_softmax(-1)
-    return -(logps.exp() * logps).sum(-1)
-
-
-def kl_estimate(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """Per-token estimate of KL(policy || reference) from tokens the policy sampled (Schulman 2020, estimator "k3").
-
-        r - 1 - log r   with   log r = ref - policy
-
-    Unbiased like `policy - ref` and never negative; of lower variance where the two policies are close.
-    """
-    log_ratio = ref_logps - logps
-    return torch.expm1(log_ratio) - log_ratio
-
-
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, eq. 16) over right-padded responses.
 
@@ -114,6 +91,3 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float,
         advantages_BT[:, t] = advantage_B
         next_value_B = values_BT[:, t]
     return advantages_BT, torch.where(mask_BT, advantages_BT + values_BT, zero)
-
-
-LOG_2 = math.log(2)
