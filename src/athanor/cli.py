@@ -342,11 +342,11 @@ class _stoppable:  # noqa: N801
 
 
 def _interrupted(error: BaseException) -> int:
+    from athanor.runs.context import rank
+
     code = error.code if isinstance(error, SystemExit) else 130
     if code == 1 and isinstance(error.__context__, KeyboardInterrupt):  # as Lightning ends on Ctrl-C
         code = 130
-    from athanor.runs.context import rank
-
     if code in (130, 143) and rank() == 0:
         print("athanor: interrupted; the same command goes on", file=sys.stderr)
     return code if isinstance(code, int) else 0 if code is None else 1

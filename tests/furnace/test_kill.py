@@ -142,6 +142,7 @@ def test_killed_again_and_again_it_ends_the_same(furnace: Furnace, reference: An
     assert not (run / "checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_told_to_stop_it_says_so_and_goes_on_later(
     furnace: Furnace, reference: Any, tmp_path: Path, number: int, code: int
@@ -159,6 +160,7 @@ def test_told_to_stop_it_says_so_and_goes_on_later(
     assert_same(run, reference("sft"))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(furnace: Furnace, reference: Any, tmp_path: Path) -> None:
     """For the one before it, with a warning; where there is none before, for a sentence."""
     words = furnace.command("sft", tmp_path, *SLOW, "checkpoint.keep=2")

@@ -44,7 +44,6 @@ def items(entries: Any) -> dict[str, Any]:
 
 
 def test_wandb_offline_holds_config_names_and_losses(furnace: Furnace, tmp_path: Path) -> None:
-    """A proxy that does not exist: an attempt to reach the network would be an error."""
     words = furnace.command("sft", tmp_path, "logger=wandb", "logger.every_n_steps=4", 'tags=[tiny,"真"]')
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     outcome = furnace.run(*words, **nowhere)
@@ -88,7 +87,7 @@ def test_wandb_offline_holds_config_names_and_losses(furnace: Furnace, tmp_path:
     assert summary["train/loss"] == expected[16, "train/loss"]
     assert any(record.WhichOneof("record_type") == "exit" for record in records), "it was closed"
     assert all(name.split("/")[0] != "wandb" for name in read_json(run / "manifest.json")["outputs"])
-    assert "Traceback" not in outcome.err
+    assert "error" not in outcome.err.lower()
 
 
 def test_the_table_has_every_event(furnace: Furnace) -> None:
