@@ -251,7 +251,7 @@ def test_a_real_process_says_the_same(furnace: Furnace, tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").glob("sft/*"))
 
 
-def test_a_changed_input_is_noticed_where_a_run_is_finished(furnace: Furnace, here: Any, tmp_path: Path) -> None:
+def test_check_reads_no_data(furnace: Furnace, here: Any, tmp_path: Path) -> None:
     """`--check` builds nothing and so finds nothing wrong with the data."""
     copy = damaged(furnace, tmp_path, "shards", "train.bin")
     outcome = here(*furnace.command("pretrain", tmp_path / "other", f"inputs.shards={copy}"), "--check")
