@@ -60,6 +60,7 @@ class ScalarModel(nn.Module):
         """Itself, without what only the likelihood needs: every parameter of a critic has a gradient."""
         if self.likelihood:
             self.likelihood, self.trunk.output = False, None
+            nn.init.zeros_(self.head.weight)  # with the likelihood gone the head's own part is no estimate of the score
             del self.scale
         return self
 
