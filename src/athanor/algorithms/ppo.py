@@ -82,6 +82,8 @@ class PPO(Algorithm):
         kl_bound: the most nats that the mean response of a rollout should ever lie from the reference; while it lies
             beyond, each rollout raises the coefficient by half, whatever `kl_control` says. None: no bound.
         unfinished_penalty: subtracted from the score of a response cut off without <|end|>.
+        reward_clip: scores are cut off at +- this, before the penalty: a likelihood has a long tail of terrible answers,
+            which would otherwise set the scale of all advantages. None: as they are.
         whiten_rewards: scale a rollout's token rewards to unit variance, keeping their mean.
     """
 
@@ -110,6 +112,7 @@ class PPO(Algorithm):
         value_weight: float = 0.5,
         gamma: float = 1.0,
         lam: float = 0.95,
+        reward_clip: float | None = None,
         whiten_rewards: bool = False,
         unfinished_penalty: float = 1.0,
     ):
@@ -134,6 +137,9 @@ class PPO(Algorithm):
         self.kl_bound = math.inf if kl_bound is None else kl_bound
         self.clip, self.value_clip, self.value_weight = clip, value_clip, value_weight
         self.gamma, self.lam = gamma, lam
+        if reward_clip is not None and reward_clip <= 0:
+            raise ValueError(f"algorithm.reward_clip={reward_clip} must be positive, or null for none")
+        self.reward_clip = math.inf if reward_clip is None else reward_clip
         self.whiten_rewards, self.unfinished_penalty = whiten_rewards, unfinished_penalty
         self.register_buffer("kl_coefficient", torch.tensor(float(kl_coefficient)))
         self.rollout: Rollout | None = None
@@ -157,6 +163,7 @@ class PPO(Algorithm):
         self.value.train()
         ref_RT = response_logps(self.reference, tokens_RT, labels_RT, temperature=self.temperature)
         scores_R = self.reward.reward(tokens_RT, lengths_R, batch.lengths_B)  # type: ignore[operator]
+        scores_R = scores_R.clamp(-self.reward_clip, self.reward_clip)
         unfinished_R = ~responses.stopped_B
         scores_R = scores_R - self.unfinished_penalty * unfinished_R
         width = int(batch.longest) + self.max_new_tokens
