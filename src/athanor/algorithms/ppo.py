@@ -82,7 +82,7 @@ class PPO(Algorithm):
         kl_bound: the most nats that the mean response of a rollout should ever lie from the reference; while it lies
             beyond, each rollout raises the coefficient by half, whatever `kl_control` says. None: no bound.
         unfinished_penalty: subtracted from the score of a response cut off without <|end|>.
-        reward_clip: scores are cut off at +- this, before the penalty: a likelihood has a long tail of terrible answers,
+        reward_clip: scores are cut off at +- this, before the penalty: a likelihood has a long tail of bad answers,
             which would otherwise set the scale of all advantages. None: as they are.
         whiten_rewards: scale a rollout's token rewards to unit variance, keeping their mean.
     """
