@@ -106,7 +106,9 @@ def expected_rollout(algorithm: PPO, rollout: Rollout) -> list[dict]:
         ]
         values = algorithm.value.eval()(sequence)[0, where].tolist()
         stopped = response[-1] == algorithm.stop_id
-        score = algorithm.reward(sequence)[0, -1].item() - (0 if stopped else algorithm.unfinished_penalty)
+        raw = algorithm.reward(sequence)[0, -1].item()
+        score = min(max(raw, -algorithm.reward_clip), algorithm.reward_clip)
+        score -= 0 if stopped else algorithm.unfinished_penalty
         coefficient = float(algorithm.kl_coefficient)
         rewards = [-coefficient * (a - b) for a, b in zip(*both)]
         rewards[-1] += score
@@ -123,8 +125,9 @@ def expected_rollout(algorithm: PPO, rollout: Rollout) -> list[dict]:
     return rows
 
 
-def test_a_rollout_is_what_the_loops_find(tokenizer_path, tokenizer):
-    algorithm = alone(make(tokenizer_path))
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_a_rollout_is_what_the_loops_find(tokenizer_path, tokenizer, clip):
+    algorithm = alone(make(tokenizer_path, reward_clip=clip))
     trial = algorithm.collect(prompts_of(tokenizer))[0].labels_RT
     algorithm.stop_id = int(trial[trial != IGNORED].mode().values)  # a word it often says, to have all lengths
     rollout, metrics = algorithm.collect(prompts_of(tokenizer))
@@ -146,6 +149,9 @@ def test_a_rollout_is_what_the_loops_find(tokenizer_path, tokenizer):
     assert metrics["response_tokens"].item() == pytest.approx(np.mean([len(row["where"]) for row in rows]))
     assert metrics["unfinished"].item() == pytest.approx(np.mean([not row["stopped"] for row in rows]))
     assert 0 < metrics["unfinished"].item() < 1, "some responses stop and some do not"
+    if clip:
+        scores = [row["score"] + (0 if row["stopped"] else algorithm.unfinished_penalty) for row in rows]
+        assert max(map(abs, scores)) == pytest.approx(clip), "some scores are cut off"
     error = np.concatenate([row["advantages"] for row in rows]) ** 2
     assert metrics["value_error"].item() == pytest.approx(error.mean(), rel=1e-3)
 
