@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from athanor.corpus.documents import FILENAME, read_documents
-from athanor.corpus.tasks import FAMILIES, GenerateTasks, is_held_out
+from athanor.corpus.tasks import FAMILIES, GenerateTasks, side
 from athanor.data.formats import read_records, to_messages, to_pair, to_prompt
 from athanor.errors import UserError
 from athanor.progress import Progress
 from athanor.runs.context import RunContext
 
-HELD_OUT = ("sft_validation", "pairs_heldout", "heldout")
+DEVELOPMENT = ("sft_development", "pairs_development", "development")
+HELD_OUT = ("pairs_heldout", "heldout")
 TRAINING = ("sft_train", "pairs_train", "prompts_train")
 
 MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
@@ -133,15 +134,16 @@ def job() -> GenerateTasks:
 @pytest.fixture(scope="module")
 def streams(job) -> dict[str, list[dict]]:
     counts = {"sft_train": 6000, "pairs_train": 6000, "prompts_train": 3000,
-              "sft_validation": 400, "pairs_heldout": 1000, "heldout": 1000}  # fmt: skip
-    return {name: list(job.records(name, count, name in HELD_OUT)) for name, count in counts.items()}
+              "sft_development": 400, "pairs_development": 500, "development": 500,
+              "pairs_heldout": 2000, "heldout": 2000}  # fmt: skip
+    return {name: list(job.records(name, count)) for name, count in counts.items()}
 
 
 def asked(record: dict) -> str:
     return record["messages"][0]["content"] if "messages" in record else record["prompt"]
 
 
-@pytest.mark.parametrize("stream", [*HELD_OUT, *TRAINING])
+@pytest.mark.parametrize("stream", [*HELD_OUT, *DEVELOPMENT, *TRAINING])
 def test_answers_are_right_and_wrong_ones_wrong(streams, stream):
     seen = Counter()
     for record in streams[stream]:
@@ -182,10 +184,20 @@ def test_every_item_of_every_level(family, level):
         assert len(contents) == 1
 
 
-def test_nothing_held_out_is_in_training(job, streams):
-    """By content, over all streams and the pretraining text."""
-    held_out = {(r["family"], question_of(r["family"], asked(r))[0]) for name in HELD_OUT for r in streams[name]}
-    trained = {(r["family"], question_of(r["family"], asked(r))[0]) for name in TRAINING for r in streams[name]}
+def contents(records) -> set:
+    return {(record["family"], question_of(record["family"], asked(record))[0]) for record in records}
+
+
+def contents_of(streams, names) -> set:
+    return set().union(*(contents(streams[name]) for name in names))
+
+
+def test_the_three_sides_share_no_content(job, streams):
+    """Over all streams and the pretraining text."""
+    held_out, trained = contents_of(streams, HELD_OUT), contents_of(streams, TRAINING)
+    development = contents_of(streams, DEVELOPMENT)
+    assert len(development) > 500
+    assert not development & (held_out | trained)
     stated = set()
     for language in ("en", "zh"):
         lines = job._statements(language)
@@ -195,7 +207,7 @@ def test_nothing_held_out_is_in_training(job, streams):
             stated.add((family, content))
     assert len(held_out) > 1000
     assert not held_out & trained
-    assert not held_out & stated
+    assert not (held_out | development) & stated
     assert len(trained & stated) > 1000, "the text speaks of what is trained"
 
 
@@ -217,23 +229,42 @@ def test_length_does_not_give_the_answer_away(streams):
 
 
 def test_held_out_streams_ask_each_question_once_and_all_families_alike(streams):
-    for name in HELD_OUT:
+    for name in (*HELD_OUT, *DEVELOPMENT):
         questions = [asked(record) for record in streams[name]]
         assert len(set(questions)) == len(questions)
     families = Counter(record["family"] for record in streams["heldout"])
-    assert min(families.values()) > 0.5 * max(families.values())  # addition has few items to ask
+    assert max(families.values()) - min(families.values()) <= 1
 
 
-def test_held_out_is_a_share_of_contents():
-    share = sum(is_held_out("addition", f"{a}+{b}", 0.1) for a in range(100) for b in range(100)) / 10_000
-    assert share == pytest.approx(0.1, abs=0.012)
-    assert not is_held_out("copying", "copy:a b c", 0.0)
-    assert is_held_out("copying", "copy:a b c", 1.0)
+def test_sides_are_shares_of_contents():
+    sides = Counter(side("addition", f"{a}+{b}", 0.05, 0.1) for a in range(100) for b in range(100))
+    assert sides["heldout"] == pytest.approx(1000, abs=120)
+    assert sides["development"] == pytest.approx(500, abs=80)
+    assert side("copying", "copy:a b c", 0.0, 0.0) == "train"
+    assert side("copying", "copy:a b c", 0.0, 1.0) == "heldout"
+    assert side("copying", "copy:a b c", 1.0, 0.0) == "development"
+
+
+def test_a_wrong_order_is_told_neither_by_its_order_nor_by_its_digits_alone(streams):
+    kinds = Counter()
+    for record in streams["pairs_train"]:
+        if record["family"] == "sorting":
+            wrong, right = record["rejected"].split(), record["chosen"].split()
+            kinds[wrong == sorted(wrong), sorted(wrong) == right] += 1
+    assert set(kinds) == {(True, False), (False, True)}
+    assert min(kinds.values()) > 0.4 * sum(kinds.values())
+
+
+def test_a_wrong_count_is_one_that_could_be_right(streams):
+    for record in streams["pairs_train"]:
+        if record["family"] == "counting":
+            row = max(re.findall(ROW, record["prompt"]), key=len)
+            assert 1 <= int(record["rejected"]) <= min(6, len(row.split()))
 
 
 def test_items_are_a_function_of_the_seed_and_the_stream():
     def draw(seed, stream):
-        return list(GenerateTasks(seed=seed).records(stream, 300, held_out=False))
+        return list(GenerateTasks(seed=seed).records(stream, 300))
 
     assert draw(1, "pairs_train") == draw(1, "pairs_train")
     assert [asked(r) for r in draw(1, "pairs_train")] != [asked(r) for r in draw(2, "pairs_train")]
@@ -242,14 +273,14 @@ def test_items_are_a_function_of_the_seed_and_the_stream():
 
 def test_the_held_out_contents_do_not_depend_on_the_seed(streams):
     other = GenerateTasks(seed=8)
-    held_out = {(r["family"], question_of(r["family"], asked(r))[0]) for name in HELD_OUT for r in streams[name]}
-    trained = {(r["family"], question_of(r["family"], asked(r))[0]) for r in other.records("sft_train", 6000, False)}
+    held_out = contents_of(streams, HELD_OUT)
+    trained = contents(other.records("sft_train", 6000))
     assert not held_out & trained
 
 
 def test_the_job_writes_what_the_data_modules_read(tmp_path):
-    counts = {"documents": 20, "sft_train": 50, "sft_validation": 20, "pairs_train": 40, "pairs_heldout": 20,
-              "prompts_train": 30, "heldout": 25}  # fmt: skip
+    counts = {"documents": 20, "sft_train": 50, "sft_development": 20, "pairs_train": 40, "pairs_development": 20,
+              "pairs_heldout": 20, "prompts_train": 30, "development": 25, "heldout": 25}  # fmt: skip
     written = []
     for attempt in ("a", "b"):
         folder = tmp_path / attempt
@@ -262,7 +293,7 @@ def test_the_job_writes_what_the_data_modules_read(tmp_path):
     assert written[0] == written[1], "the same bytes"
     read = {name: list(read_records([str(tmp_path / "a" / f"{name}.jsonl")])) for name in counts if name != "documents"}
     assert {name: len(rows) for name, rows in read.items()} == {k: v for k, v in counts.items() if k != "documents"}
-    for where, record in read["sft_train"] + read["sft_validation"]:
+    for where, record in read["sft_train"] + read["sft_development"]:
         assert to_messages(record, where)[-1]["content"] == record["answer"]
     for where, record in read["pairs_train"] + read["pairs_heldout"]:
         assert to_pair(record, where).chosen == record["answer"]
@@ -282,5 +313,5 @@ def test_what_cannot_be_made_is_refused():
     with pytest.raises(UserError, match="levels are 1, 2 and 3"):
         GenerateTasks(seed=1, levels=[0])
     few = GenerateTasks(seed=1, families=["subtraction"], levels=[1])
-    with pytest.raises(UserError, match="fewer than 1000 held-out items"):
-        list(few.records("heldout", 1000, held_out=True))
+    with pytest.raises(UserError, match=r"questions on the heldout side, fewer than job\.heldout=1000"):
+        list(few.records("heldout", 1000))

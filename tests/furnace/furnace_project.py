@@ -26,7 +26,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRESS = re.compile(r"\S+( · \S+)?  .+|\S+ finished after [\d:]+( s)?")  # the lines of `athanor.progress`
 TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo")
 
-TASKS = "documents=160 sft_train=240 +sft_validation=24 pairs_train=160 +pairs_heldout=24 prompts_train=160 +heldout=24"
+TASKS = (
+    "documents=160 sft_train=240 pairs_train=160 prompts_train=160 +sft_development=24 pairs_development=24 "
+    "development=24 pairs_heldout=24 heldout=24"
+)
 SMALL = ["global_batch_size=8", "schedule.warmup_steps=2", "checkpoint.every_n_steps=4"]
 SHAPE = {"vocabulary_size": 600, "width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "context": 128}
 MEASURED = [

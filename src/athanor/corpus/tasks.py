@@ -5,18 +5,20 @@ length (a dropped carry, two neighbours swapped, the neighbour in a table), so t
 away. The job writes
 
     documents.jsonl.zst     the same knowledge as running text, for pretraining (training items only)
-    sft_train, sft_validation, pairs_train, pairs_heldout, prompts_train, heldout  .jsonl
+    sft_train, pairs_train, prompts_train                                          .jsonl, to train on
+    sft_development, pairs_development, development                                .jsonl, to choose settings on
+    pairs_heldout, heldout                                                         .jsonl, to report
 
-An item is held out by the hash of its *content* (family and operands), never of its wording, so no held-out item
-appears in training in any template or in the other language, be it as text, conversation, pair or prompt.
+The side an item falls on is the hash of its *content* (family and operands), never of its wording, so no item of the
+other two sides appears in training in any template or in the other language, be it as text, conversation, pair or
+prompt.
 """
 
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -50,11 +52,11 @@ UNITS = [  # big unit, small unit, how many small ones in a big one
 ]  # fmt: skip
 
 
-def _near(rng: random.Random, number: int, low: int = 0) -> int:
-    """A wrong number with as many digits: off by one, by ten, or with one digit changed."""
+def _near(rng: random.Random, number: int, low: int = 0, high: int = 1_000) -> int:
+    """A wrong number from `low` to `high` with as many digits: off by one, two, ten or a hundred."""
     digits = len(str(number))
     candidates = [number + d for d in (-1, 1, -2, 2, -10, 10, -100, 100)]
-    candidates = [c for c in candidates if c >= low and len(str(c)) == digits]
+    candidates = [c for c in candidates if low <= c <= high and len(str(c)) == digits]
     return rng.choice(candidates)
 
 
@@ -106,11 +108,12 @@ def comparison(rng: random.Random, level: int) -> Item:
 def counting(rng: random.Random, level: int) -> Item:
     length = rng.randrange(*((3, 5), (4, 7), (6, 9))[level - 1])
     letter, *others = rng.sample(LETTERS, 3)
-    count = rng.randint(1, min(length, 6))
+    most = min(length, 6)
+    count = rng.randint(1, most)
     row = [letter] * count + rng.choices(others, k=length - count)
     rng.shuffle(row)
     text = " ".join(row)
-    answers, wrong = _both(count, _near(rng, count, low=1))
+    answers, wrong = _both(count, _near(rng, count, low=1, high=most))
     return Item(
         f"count:{text}",  # whatever is asked of the row
         {"en": [f"How many {letter} in: {text}?"], "zh": [f"数一数 {text} 里有几个 {letter}？"]},
@@ -158,7 +161,12 @@ def sorting(rng: random.Random, level: int) -> Item:
     row = rng.sample(list("0123456789"), length)
     ordered = sorted(row)
     text, right = " ".join(row), " ".join(ordered)
-    answers, wrong = _both(right, " ".join(_swapped(rng, ordered)))
+    # out of order, or in order with a digit that was not there: neither order nor the digits alone tell
+    other = _swapped(rng, ordered)
+    if rng.random() < 0.5:
+        place, digit = rng.randrange(length), rng.choice([d for d in "0123456789" if d not in row])
+        other = sorted([*ordered[:place], digit, *ordered[place + 1 :]])
+    answers, wrong = _both(right, " ".join(other))
     return Item(
         f"sort:{text}",
         {"en": [f"Sort: {text}"], "zh": [f"从小到大排列：{text}"]}, answers, wrong,
@@ -244,8 +252,20 @@ EMPHASIS = {"addition": 3, "subtraction": 3, "counting": 3, "lookup": 2, "calend
 """Turns of a family in training streams (1 where not named): what is hard to learn is seen more often."""
 
 
-def is_held_out(family: str, content: str, fraction: float) -> bool:
-    return held_out(f"{family}:{content}", fraction)
+Side = Literal["train", "development", "heldout"]
+
+
+def side(family: str, content: str, development: float, heldout: float) -> Side:
+    """Where an item belongs, as a function of its content and the two fractions."""
+    key = f"tasks/{family}:{content}"
+    if held_out(key, heldout):
+        return "heldout"
+    return "development" if held_out(key, heldout + development) else "train"
+
+
+def side_of(stream: str) -> Side:
+    name = stream.rpartition("_")[2]
+    return name if name in ("development", "heldout") else "train"  # type: ignore[return-value]
 
 
 class GenerateTasks:
@@ -254,7 +274,7 @@ class GenerateTasks:
     Args:
         families: names from `FAMILIES`; all by default.
         levels: difficulties, 1 (easy) to 3.
-        held_out_fraction: of the contents of each family.
+        heldout_fraction, development_fraction: of the contents of each family.
         documents: pretraining documents to write, each of `statements` statements in one language.
     """
 
@@ -263,14 +283,17 @@ class GenerateTasks:
         seed: int,
         families: list[str] | None = None,
         levels: list[int] | None = None,
-        held_out_fraction: float = 0.1,
+        heldout_fraction: float = 0.1,
+        development_fraction: float = 0.05,
         documents: int = 4000,
         statements: int = 12,
         sft_train: int = 20_000,
-        sft_validation: int = 400,
         pairs_train: int = 12_000,
-        pairs_heldout: int = 1_000,
         prompts_train: int = 12_000,
+        sft_development: int = 400,
+        pairs_development: int = 500,
+        development: int = 500,
+        pairs_heldout: int = 1_000,
         heldout: int = 1_000,
     ):
         self.families = families or list(FAMILIES)
@@ -280,45 +303,51 @@ class GenerateTasks:
             raise UserError(f"No task family is called {unknown}; there are {sorted(FAMILIES)}.")
         if not set(self.levels) <= {1, 2, 3}:
             raise UserError(f"job.levels={self.levels}: levels are 1, 2 and 3.")
-        self.seed, self.held_out_fraction = seed, held_out_fraction
+        if min(heldout_fraction, development_fraction) < 0 or heldout_fraction + development_fraction >= 1:
+            raise UserError("job.heldout_fraction and job.development_fraction must leave a part to train on.")
+        self.seed, self.heldout_fraction, self.development_fraction = seed, heldout_fraction, development_fraction
         self.documents, self.statements = documents, statements
         self.counts = {
-            "sft_train": sft_train, "sft_validation": sft_validation, "pairs_train": pairs_train,
-            "pairs_heldout": pairs_heldout, "prompts_train": prompts_train, "heldout": heldout,
+            "sft_train": sft_train, "pairs_train": pairs_train, "prompts_train": prompts_train,
+            "sft_development": sft_development, "pairs_development": pairs_development, "development": development,
+            "pairs_heldout": pairs_heldout, "heldout": heldout,
         }  # fmt: skip
 
-    def items(self, stream: str, held_out: bool) -> Iterator[tuple[str, int, str, Item, random.Random]]:
-        """Endless (family, level, language, item, rng), families and languages in turn, levels and contents at
-        random.
+    def items(self, stream: str) -> Iterator[tuple[str, int, str, Item, str, random.Random]]:
+        """(family, level, language, item, question, rng), families and languages in turn, levels and contents at
+        random. Streams not trained on ask each question once, and end when no family has another; training streams
+        are endless and may repeat the small families.
         """
         rng = random.Random(f"{self.seed}/{stream}")
-        turns = [f for f in self.families for _ in range(1 if held_out else EMPHASIS.get(f, 1))]
-        turn = 0
-        while True:
+        wanted = side_of(stream)
+        once = wanted != "train"
+        turns = [f for f in self.families for _ in range(1 if once else EMPHASIS.get(f, 1))]
+        asked: set[str] = set()
+        turn = skipped = 0
+        while skipped < 2 * len(turns):
             family = turns[turn % len(turns)]
             language = LANGUAGES[(turn // len(turns)) % 2]
-            level = rng.choice(self.levels)
-            item = FAMILIES[family](rng, level)
-            if is_held_out(family, item.content, self.held_out_fraction) == held_out:
-                turn += 1
-                yield family, level, language, item, rng
+            turn, skipped = turn + 1, skipped + 1
+            for _ in range(1000):
+                level = rng.choice(self.levels)
+                item = FAMILIES[family](rng, level)
+                question = rng.choice(item.questions[language])
+                if side(family, item.content, self.development_fraction, self.heldout_fraction) != wanted:
+                    continue
+                if once and question in asked:
+                    continue
+                asked.add(question)
+                skipped = 0
+                yield family, level, language, item, question, rng
+                break
 
-    def records(self, stream: str, count: int, held_out: bool) -> Iterator[dict[str, Any]]:
-        """Held-out streams hold each question once; training streams may repeat the small families."""
-        seen: Counter[str] = Counter()
-        misses = 0
-        for family, level, language, item, rng in self.items(stream, held_out):
-            if count == 0:
+    def records(self, stream: str, count: int) -> Iterator[dict[str, Any]]:
+        number = 0
+        for family, level, language, item, question, _ in self.items(stream):
+            if number == count:
                 return
-            question = rng.choice(item.questions[language])
-            if held_out and seen[question]:
-                misses += 1
-                if misses > 1000 * len(self.families):
-                    raise UserError(f"There are fewer than {sum(seen.values()) + count} held-out items; ask for fewer.")
-                continue
-            seen[question] += 1
-            count -= 1
-            record = {"id": f"{stream}-{sum(seen.values())}", "family": family, "language": language, "level": level}
+            number += 1
+            record = {"id": f"{stream}-{number}", "family": family, "language": language, "level": level}
             answer = item.answers[language]
             if stream.startswith("sft"):
                 turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -333,6 +362,11 @@ class GenerateTasks:
                 }
             else:
                 yield {**record, "prompt": question, "answer": answer}
+        if number < count:
+            raise UserError(
+                f"There are {number} questions on the {side_of(stream)} side, fewer than job.{stream}={count}; ask for "
+                f"fewer."
+            )
 
     def text(self) -> Iterator[dict[str, Any]]:
         """Documents of statements in one language, from training items only."""
@@ -345,7 +379,7 @@ class GenerateTasks:
             }  # fmt: skip
 
     def _statements(self, language: str) -> Iterator[str]:
-        for _, _, _, item, rng in self.items(f"text-{language}", held_out=False):
+        for _, _, _, item, _, rng in self.items(f"text-{language}"):
             yield rng.choice(item.statements[language])
 
     def run(self, run: Any) -> dict[str, float]:
@@ -353,9 +387,8 @@ class GenerateTasks:
 
         done, total = 0, sum(self.counts.values()) + self.documents
         for stream, count in self.counts.items():
-            held_out = stream in ("sft_validation", "pairs_heldout", "heldout")
             with run.temporary(f"{stream}.jsonl") as path, Path(path).open("w", encoding="utf-8") as file:
-                for record in self.records(stream, count, held_out):
+                for record in self.records(stream, count):
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
             done += count
             run.progress.update(done, total)
