@@ -15,6 +15,7 @@ class MuonWithAdamW(Optimizer):
     and its parameters are matrices with at least `smallest_side` rows and columns; thinner ones go to AdamW.
 
     Args:
+        params: groups; those with different `lr_factor` stay apart, for the caller to scale their learning rates.
         lr: of AdamW.
         matrix_lr: of Muon; updates have unit spectral norm, scaled by sqrt(max(1, rows/columns)).
         momentum: Nesterov momentum of Muon.
@@ -31,25 +32,26 @@ class MuonWithAdamW(Optimizer):
         momentum: float = 0.95,
         smallest_side: int = 16,
     ):
-        matrices: list[tuple[torch.Tensor, float]] = []
-        rest: list[tuple[torch.Tensor, float]] = []
+        matrices: dict[float, list[torch.Tensor]] = {}
+        rest: dict[tuple[float, float], list[torch.Tensor]] = {}
         for group in params:
-            decay = group.get("weight_decay", weight_decay)
+            decay, factor = group.get("weight_decay", weight_decay), group.get("lr_factor", 1.0)
             for parameter in group["params"]:
                 whole = parameter.ndim == 2 and min(parameter.shape) >= smallest_side
-                hidden = whole and "weight_decay" not in group and group.get("hidden", True)
-                (matrices if hidden else rest).append((parameter, decay))
+                if whole and "weight_decay" not in group and group.get("hidden", True):
+                    matrices.setdefault(factor, []).append(parameter)
+                else:
+                    rest.setdefault((decay, factor), []).append(parameter)
         parts: list[Optimizer] = []
-        if matrices:
-            parts.append(Muon([p for p, _ in matrices], lr=matrix_lr, weight_decay=weight_decay, momentum=momentum))
-        for decay in sorted({decay for _, decay in rest}):
-            own = [p for p, d in rest if d == decay]
-            parts.append(AdamW(own, lr=lr, betas=betas, weight_decay=decay, fused=True))
+        for factor, own in sorted(matrices.items(), key=lambda item: item[0]):
+            group = {"params": own, "lr_factor": factor}
+            parts.append(Muon([group], lr=matrix_lr, weight_decay=weight_decay, momentum=momentum))
+        for (decay, factor), own in sorted(rest.items(), key=lambda item: item[0]):
+            group = {"params": own, "lr_factor": factor}
+            parts.append(AdamW([group], lr=lr, betas=betas, weight_decay=decay, fused=True))
         self.parts = parts
         super().__init__([{"params": group["params"]} for part in parts for group in part.param_groups], {})
         self.param_groups = [group for part in parts for group in part.param_groups]
-        for group in self.param_groups:
-            group.setdefault("initial_lr", group["lr"])
         self._share()
 
     def _share(self) -> None:

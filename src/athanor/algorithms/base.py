@@ -57,27 +57,42 @@ class Algorithm(LightningModule):
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
+    def parts(self) -> list[tuple[str, float]]:
+        """(prefix of parameter names, factor on the learning rate): what is clipped by a norm of its own."""
+        return [("", 1.0)]
+
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices only: not on norms, biases or embeddings. Logits come from no `hidden` one."""
         embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
-        groups: dict[str, list[nn.Parameter]] = {"hidden": [], "output": [], "rest": []}
-        for name, parameter in self.trainable():
-            matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-            groups[("output" if name.endswith("output.weight") else "hidden") if matrix else "rest"].append(parameter)
-        optimizer = self.make_optimizer(
-            [{"params": groups["hidden"]}]
-            + [{"params": groups["output"], "hidden": False}] * bool(groups["output"])
-            + [{"params": groups["rest"], "weight_decay": 0.0}]
-        )
+        settings: dict[str, dict[str, Any]] = {"hidden": {}, "output": {"hidden": False}, "rest": {"weight_decay": 0.0}}
+        groups: list[dict[str, Any]] = []
+        for prefix, factor in self.parts():
+            kinds: dict[str, list[nn.Parameter]] = {kind: [] for kind in settings}
+            for name, parameter in self.trainable():
+                if name.startswith(prefix):
+                    matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+                    output = name.endswith("output.weight")
+                    kinds[("output" if output else "hidden") if matrix else "rest"].append(parameter)
+            groups += [
+                {"params": params, **settings[kind], "lr_factor": factor} for kind, params in kinds.items() if params
+            ]
+        optimizer = self.make_optimizer(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_factor", 1.0)
         schedule = LambdaLR(optimizer, self.make_schedule(max_steps=self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips by global norm and keeps the norm for the log."""
-        parameters = [p for _, p in self.trainable()]
-        self.grad_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val or float("inf"))
+        """Clips each part by its global norm and keeps the first one's for the log."""
+        norms = [
+            nn.utils.clip_grad_norm_(
+                [p for name, p in self.trainable() if name.startswith(prefix)], gradient_clip_val or float("inf")
+            )
+            for prefix, _ in self.parts()
+        ]
+        self.grad_norm = norms[0]
 
     def add_frozen(self, name: str, model: nn.Module) -> None:
         """Adds a model that is used but never trained: eval mode always, no gradients, not in checkpoints."""

@@ -35,8 +35,10 @@ def clipped_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, *,
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> Tensor:
-    """max((V - R)^2, (clamp(V, old - clip, old + clip) - R)^2) / 2 of each token."""
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None) -> Tensor:
+    """max((V - R)^2, (clamp(V, old - clip, old + clip) - R)^2) / 2 of each token; (V - R)^2 / 2 without a clip."""
+    if clip is None:
+        return 0.5 * (values - returns) ** 2
     clipped = torch.clamp(values, old_values - clip, old_values + clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
@@ -81,6 +83,9 @@ class PPO(Algorithm):
         kl_target: nats a response may lie from the reference, held by the adaptive controller.
         kl_bound: the most nats that the mean response of a rollout should ever lie from the reference; while it lies
             beyond, each rollout raises the coefficient by half, whatever `kl_control` says. None: no bound.
+        value_clip: how far a rollout may move a value, in units of the score. None: as far as the returns say, which a
+            critic that starts from nothing needs.
+        value_lr_factor: the critic's learning rate over the policy's. Their gradients are clipped apart.
         unfinished_penalty: subtracted from the score of a response cut off without <|end|>.
         reward_clip: scores are cut off at +- this, before the penalty: a likelihood has a long tail of bad answers,
             which would otherwise set the scale of all advantages. None: as they are.
@@ -108,7 +113,8 @@ class PPO(Algorithm):
         kl_horizon: float = 0.5,
         temperature: float = 1.0,
         clip: float = 0.2,
-        value_clip: float = 0.2,
+        value_clip: float | None = 0.2,
+        value_lr_factor: float = 1.0,
         value_weight: float = 0.5,
         gamma: float = 1.0,
         lam: float = 0.95,
@@ -136,6 +142,7 @@ class PPO(Algorithm):
         self.kl_control, self.kl_target, self.kl_horizon = kl_control, kl_target, kl_horizon
         self.kl_bound = math.inf if kl_bound is None else kl_bound
         self.clip, self.value_clip, self.value_weight = clip, value_clip, value_weight
+        self.value_lr_factor = value_lr_factor
         self.gamma, self.lam = gamma, lam
         if reward_clip is not None and reward_clip <= 0:
             raise ValueError(f"algorithm.reward_clip={reward_clip} must be positive, or null for none")
@@ -143,6 +150,9 @@ class PPO(Algorithm):
         self.whiten_rewards, self.unfinished_penalty = whiten_rewards, unfinished_penalty
         self.register_buffer("kl_coefficient", torch.tensor(float(kl_coefficient)))
         self.rollout: Rollout | None = None
+
+    def parts(self) -> list[tuple[str, float]]:
+        return [("model.", 1.0), ("value.", self.value_lr_factor)]
 
     # --- collecting -------------------------------------------------------------------------------------------------
 

@@ -274,6 +274,8 @@ class GenerateTasks:
     Args:
         families: names from `FAMILIES`; all by default.
         levels: difficulties, 1 (easy) to 3.
+        slips: share of the demonstrations (the sft streams) that give the plausible wrong answer, as people who write
+            demonstrations do now and then. Everything else is right: the text, the pairs, the questions to report on.
         heldout_fraction, development_fraction: of the contents of each family.
         documents: pretraining documents to write, each of `statements` statements in one language.
     """
@@ -283,6 +285,7 @@ class GenerateTasks:
         seed: int,
         families: list[str] | None = None,
         levels: list[int] | None = None,
+        slips: float = 0.0,
         heldout_fraction: float = 0.1,
         development_fraction: float = 0.05,
         documents: int = 4000,
@@ -303,8 +306,11 @@ class GenerateTasks:
             raise UserError(f"No task family is called {unknown}; there are {sorted(FAMILIES)}.")
         if not set(self.levels) <= {1, 2, 3}:
             raise UserError(f"job.levels={self.levels}: levels are 1, 2 and 3.")
+        if not 0 <= slips <= 1:
+            raise UserError(f"job.slips={slips} is a share, from 0 to 1.")
         if min(heldout_fraction, development_fraction) < 0 or heldout_fraction + development_fraction >= 1:
             raise UserError("job.heldout_fraction and job.development_fraction must leave a part to train on.")
+        self.slips = slips
         self.seed, self.heldout_fraction, self.development_fraction = seed, heldout_fraction, development_fraction
         self.documents, self.statements = documents, statements
         self.counts = {
@@ -343,14 +349,15 @@ class GenerateTasks:
 
     def records(self, stream: str, count: int) -> Iterator[dict[str, Any]]:
         number = 0
-        for family, level, language, item, question, _ in self.items(stream):
+        for family, level, language, item, question, rng in self.items(stream):
             if number == count:
                 return
             number += 1
             record = {"id": f"{stream}-{number}", "family": family, "language": language, "level": level}
             answer = item.answers[language]
             if stream.startswith("sft"):
-                turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+                shown = item.wrong[language] if rng.random() < self.slips else answer
+                turns = [{"role": "user", "content": question}, {"role": "assistant", "content": shown}]
                 yield {**record, "messages": turns, "answer": answer}
             elif stream.startswith("pairs"):
                 yield {
