@@ -118,6 +118,8 @@ def test_clipped_value_loss_by_hand():
     # where the clamped value is the worse one, nothing pulls
     (slope,) = slopes(lambda v: clipped_value_loss(v, old, returns, clip=0.2), values)
     assert slope == pytest.approx([-1.9, 0.0, 0.25, 0.0, -1.8])
+    free = clipped_value_loss(values, old, returns, clip=None)
+    assert free.tolist() == pytest.approx([x / 2 for x in (1.9**2, 1.5**2, 0.25**2, 0.2**2, 1.8**2)])
 
 
 def test_token_rewards_by_hand():

@@ -222,6 +222,43 @@ def test_the_first_update_by_hand(tokenizer_path, tokenizer):
     assert all(p.grad is None for frozen in ("reward", "reference") for p in getattr(algorithm, frozen).parameters())
 
 
+def test_distance_paid_in_the_loss_is_the_whole_distribution_s(tokenizer_path, tokenizer):
+    """By a loop over the response's tokens; the rewards are then the scores alone."""
+    algorithm = alone(make(tokenizer_path, kl_in="loss", kl_coefficient=0.4, gamma=1.0, lam=1.0))
+    algorithm.rollout, _ = algorithm.collect(prompts_of(tokenizer))
+    tokens, labels = algorithm.rollout.tokens_RT, algorithm.rollout.labels_RT
+    logps, price = algorithm.logps_and_kl(tokens, labels)
+    expected, by_hand = 0.0, torch.zeros(labels.shape)
+    for r, t in (labels != IGNORED).nonzero().tolist():
+        ours, theirs = (
+            (model(tokens[r : r + 1, : t + 1])[0, -1] / algorithm.temperature).softmax(-1)
+            for model in (algorithm.model, algorithm.reference)
+        )
+        expected = expected + (ours * (ours / theirs).log()).sum()
+        by_hand[r, t] = ours[labels[r, t]].log()
+    torch.testing.assert_close(price, 0.4 * expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(logps, by_hand, rtol=1e-3, atol=1e-4)
+    found = torch.autograd.grad(price, list(algorithm.model.parameters()), allow_unused=True)
+    wanted = torch.autograd.grad(0.4 * expected, list(algorithm.model.parameters()), allow_unused=True)
+    for mine, theirs in zip(found, wanted):
+        torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-4)
+    returns = algorithm.rollout.returns_RT
+    for row, mask in zip(returns, labels != IGNORED):
+        torch.testing.assert_close(row[mask], row[mask][-1:].expand(int(mask.sum())), rtol=1e-4, atol=1e-4)
+
+
+def test_a_dear_nat_keeps_the_policy_home(tokenizer_path, data):
+    """Paid in the loss, from a start that lies off: the dearer, the nearer it ends."""
+    ends = []
+    for coefficient in (0.0, 5.0):
+        algorithm = make(tokenizer_path, kl_in="loss", kl_coefficient=coefficient, kl_control="fixed",
+                         optimizer=optimizer(0.1, SGD))  # fmt: skip
+        metrics = fit(algorithm, data(), steps=16, batch=8)
+        kl = metrics.values("ppo/kl")
+        ends.append(sum(kl[-3:]) / sum(kl[:1]))
+    assert ends[1] < 0.6 * ends[0]
+
+
 def test_every_pass_takes_every_row_once_in_another_order(tokenizer_path):
     algorithm = alone(make(tokenizer_path))
     labels = torch.full((24, 9), IGNORED)
@@ -291,6 +328,35 @@ def test_what_is_trained_and_what_is_not(tokenizer_path, data):
     assert {"train/policy_loss", "train/value_loss", "train/clip_fraction", "ppo/kl", "validation/kl"} <= set(
         metrics.history
     )
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, 3.0])
+def test_the_critic_has_its_own_rate(tokenizer_path, data, factor):
+    """Plain SGD: one step moves the critic by factor * rate * its gradient, and the policy as ever."""
+    moves = {}
+    for name, value in (("one", 1.0), ("scaled", factor)):
+        algorithm = make(tokenizer_path, value_lr_factor=value, value_clip=None)
+        before = copy.deepcopy(algorithm)
+        fit(algorithm, data(), steps=1, batch=8)
+        moves[name] = {
+            part: [p.detach() - q.detach() for p, q in zip(getattr(algorithm, part).parameters(),
+                                                          getattr(before, part).parameters())]
+            for part in ("model", "value")
+        }  # fmt: skip
+    for one, scaled in zip(moves["one"]["value"], moves["scaled"]["value"]):
+        torch.testing.assert_close(scaled, factor * one, rtol=1e-2, atol=1e-6)
+    assert any(move.any() for move in moves["one"]["value"])
+    assert all(torch.equal(a, b) for a, b in zip(moves["one"]["model"], moves["scaled"]["model"]))
+
+
+def test_a_wild_critic_does_not_clip_the_policy(tokenizer_path, data):
+    """Each is clipped by its own norm: a thousand times the value loss leaves the policy's step as it was."""
+    policies = []
+    for weight in (0.3, 300.0):
+        algorithm = make(tokenizer_path, value_weight=weight)
+        fit(algorithm, data(), steps=1, batch=8, clip=0.05)
+        policies.append(algorithm.model)
+    assert same(*policies)
 
 
 def test_kl_at_the_start_is_zero_against_itself(tokenizer_path, data):

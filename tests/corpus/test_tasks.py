@@ -271,6 +271,24 @@ def test_items_are_a_function_of_the_seed_and_the_stream():
     assert [asked(r) for r in draw(1, "prompts_train")] != [r["prompt"] for r in draw(1, "pairs_train")]
 
 
+def test_a_share_of_the_demonstrations_slips_and_nothing_else():
+    streams = {name: list(GenerateTasks(seed=3, slips=0.3).records(name, 400))
+               for name in ("sft_train", "pairs_train", "heldout")}  # fmt: skip
+    slipped = 0
+    for record in streams["sft_train"]:
+        _, right = question_of(record["family"], asked(record))
+        shown = record["messages"][1]["content"]
+        assert record["answer"] == right, "what it is compared with stays right"
+        assert len(shown) == len(right)
+        slipped += shown != right
+    assert slipped == pytest.approx(0.3 * 400, abs=30)
+    for record in streams["pairs_train"] + streams["heldout"]:
+        assert record["answer"] == question_of(record["family"], asked(record))[1]
+    assert all(record["chosen"] == record["answer"] for record in streams["pairs_train"])
+    with pytest.raises(UserError, match=r"job\.slips=1\.5"):
+        GenerateTasks(seed=3, slips=1.5)
+
+
 def test_the_held_out_contents_do_not_depend_on_the_seed(streams):
     other = GenerateTasks(seed=8)
     held_out = contents_of(streams, HELD_OUT)

@@ -327,3 +327,12 @@ def test_real_hh():
             assert again.split() == text.split()
     assert len(refused) == 1
     assert "do not answer the same conversation" in refused[0]
+
+
+def test_a_preference_without_another_answer_teaches_the_chosen_one():
+    both = {"prompt": "p", "chosen": "c", "rejected": "r"}
+    assert to_messages(both) == [user("p"), assistant("c")]
+    assert to_messages({"chosen": [user("p"), assistant("c")], "rejected": [user("p"), assistant("r")]}) == [
+        user("p"), assistant("c"),
+    ]  # fmt: skip
+    assert to_messages({**both, "completion": "x"}) == [user("p"), assistant("x")]

@@ -2,7 +2,8 @@
 
 Schulman et al. 2017 (arXiv:1707.06347) in the form of Ziegler et al. 2019 (arXiv:1909.08593) and Ouyang et al. 2022
 (arXiv:2203.02155): the reward of a token is -coefficient * KL to the reference, and the last token adds the reward
-model's score.
+model's score. With `kl_in: loss` the price of distance is instead added to the loss, summed over the vocabulary rather
+than estimated from the token that was drawn: the same optimum with less noise.
 
 Shapes: R responses of a rollout (over all ranks), B rows of a micro-batch, T columns of prompt and response, padded on
 the right. Position t predicts token t + 1; whatever belongs to a response token stands at the position that predicts
@@ -79,6 +80,7 @@ class PPO(Algorithm):
         value: critic, usually the reward model's own weights (Ouyang et al. 2022, appendix C.4).
         tokenizer: directory of the tokenizer run (for <|end|> and padding).
         max_new_tokens, temperature: of the sampled responses.
+        kl_in: where a nat is paid: in the "reward", estimated from the drawn tokens, or in the "loss", exactly.
         kl_coefficient: price of a nat; the start value when `kl_control` is "adaptive".
         kl_target: nats a response may lie from the reference, held by the adaptive controller.
         kl_bound: the most nats that the mean response of a rollout should ever lie from the reference; while it lies
@@ -107,6 +109,7 @@ class PPO(Algorithm):
         tokenizer: str,
         max_new_tokens: int,
         kl_coefficient: float,
+        kl_in: Literal["reward", "loss"] = "reward",
         kl_control: Literal["fixed", "adaptive"] = "adaptive",
         kl_target: float = 1.0,
         kl_bound: float | None = None,
@@ -139,6 +142,7 @@ class PPO(Algorithm):
         text = Tokenizer(tokenizer)
         self.stop_id, self.pad_id = text.special[END], text.pad_id
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.kl_in = kl_in
         self.kl_control, self.kl_target, self.kl_horizon = kl_control, kl_target, kl_horizon
         self.kl_bound = math.inf if kl_bound is None else kl_bound
         self.clip, self.value_clip, self.value_weight = clip, value_clip, value_weight
@@ -183,7 +187,8 @@ class PPO(Algorithm):
 
         mask_RT = labels_RT != IGNORED
         kl_RT = logps_RT - ref_RT
-        rewards_RT = token_rewards(kl_RT, scores_R, mask_RT, coefficient=self.kl_coefficient)
+        price = self.kl_coefficient if self.kl_in == "reward" else 0.0
+        rewards_RT = token_rewards(kl_RT, scores_R, mask_RT, coefficient=price)
         if self.whiten_rewards:
             rewards_RT = masked_whiten(rewards_RT, mask_RT, shift_mean=False)
         advantages_RT, returns_RT = gae(rewards_RT, values_RT, mask_RT, gamma=self.gamma, lam=self.lam)
@@ -229,16 +234,33 @@ class PPO(Algorithm):
             x[rows, :used] for x in self.rollout
         )
         mask_BT = labels_BT != IGNORED
-        logps_BT = response_logps(self.model, tokens_BT, labels_BT, temperature=self.temperature)
+        logps_BT, kl_sum = self.logps_and_kl(tokens_BT, labels_BT)
         values_BT = self.value(tokens_BT)
         policy = masked_sum(clipped_policy_loss(logps_BT, old_logps_BT, advantages_BT, clip=self.clip), mask_BT)
         value = masked_sum(clipped_value_loss(values_BT, old_values_BT, returns_BT, clip=self.value_clip), mask_BT)
         clipped = ((logps_BT - old_logps_BT).exp() - 1).abs() > self.clip
         return self.loss(
-            policy + self.value_weight * value, normalizer,
+            policy + self.value_weight * value + kl_sum, normalizer,
             policy_loss=policy, value_loss=value, clip_fraction=masked_sum(clipped.float(), mask_BT),
             update_kl=masked_sum(old_logps_BT - logps_BT, mask_BT),
         )  # fmt: skip
+
+    def logps_and_kl(self, tokens_BT: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor | float]:
+        """log p(label), float32 [B, T], and what distance from the reference costs in the loss, summed over tokens."""
+        if self.kl_in == "reward":
+            return response_logps(self.model, tokens_BT, labels_BT, temperature=self.temperature), 0.0
+        mask_BT = labels_BT != IGNORED
+
+        def log_softmax(model: nn.Module) -> Tensor:  # [N, V]
+            hidden_ND = model.hidden_states(tokens_BT)[mask_BT]  # type: ignore[operator]
+            return (model.logits(hidden_ND).float() / self.temperature).log_softmax(-1)  # type: ignore[operator]
+
+        ours_NV = log_softmax(self.model)
+        with torch.no_grad():
+            theirs_NV = log_softmax(self.reference)
+        logps_N = ours_NV.gather(1, labels_BT[mask_BT][:, None]).squeeze(1)
+        logps_BT = torch.zeros(labels_BT.shape, device=logps_N.device).masked_scatter(mask_BT, logps_N)
+        return logps_BT, self.kl_coefficient * (ours_NV.exp() * (ours_NV - theirs_NV)).sum()
 
     def tokens(self, batch: PromptBatch) -> int:
         assert self.rollout is not None

@@ -1,6 +1,7 @@
 """Records of the field's public formats -> messages.
 
-Instructions: messages / conversations (OpenAI, ShareGPT), Alpaca, prompt-completion, question-answer.
+Instructions: messages / conversations (OpenAI, ShareGPT), Alpaca, prompt-completion, question-answer; a preference
+without such an answer counts as its chosen one.
 Preferences: TRL (standard and conversational, explicit or implicit prompt), HH (one string with "\\n\\nHuman:" turns),
 Alpaca with chosen and rejected, ShareGPT with chosen and rejected.
 """
@@ -132,6 +133,9 @@ def _conversation(record: dict[str, Any], where: str) -> list[Message]:
     for ask, answer in _ANSWERS:
         if ask in record and answer in record:
             return [*_prompt(record, where), *_turns_of(record[answer], "assistant", where)]
+    if "chosen" in record and "rejected" in record:
+        pair = to_pair(record, where)
+        return [*pair.prompt, Message(role="assistant", content=pair.chosen)]
     raise UserError(
         f"{where} has the fields {sorted(record)}, which is no instruction format known here: give `messages` or "
         "`conversations`, `instruction` + `output`, `prompt` + `completion`, or `question` + `answer`."
