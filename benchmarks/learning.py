@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/learning.py [--seeds 1 2 3] [key=value ...]
 
-Runs `athanor pipeline experiment=pipelines/demo seed=N` for each seed, finished runs skipped, and reads the results.
-`seed` reaches every training; the generated questions and their held-out split stay those of `tasks/demo`.
+Runs the pipelines `demo` and `demo-control` with `seed=N` for each seed, finished runs skipped, and reads the results.
+`seed` reaches every training; the generated questions and their held-out split stay those of `tasks/demo`. Settings are
+chosen on `development.jsonl`, never on the held-out questions that this reports.
 """
 
 import argparse
@@ -16,14 +17,15 @@ from pathlib import Path
 from athanor import catalog, pipeline
 from athanor.evaluation.statistics import Interval, interval, paired_difference
 
-BASELINE = "evaluate_sft"
+PIPELINES = ("pipelines/demo", "pipelines/demo-control")
+BASELINES = ("sft", "control")
 
 
 def results(directory: Path) -> dict[str, dict]:
-    """results.json of each evaluation step of a pipeline."""
+    """model -> results.json of each evaluation step of a pipeline."""
     steps = json.loads((directory / "pipeline.json").read_text("utf-8"))["steps"]
     return {
-        step: json.loads((directory / run / "results.json").read_text("utf-8"))
+        step.removeprefix("evaluate_"): json.loads((directory / run / "results.json").read_text("utf-8"))
         for step, run in steps.items()
         if step.startswith("evaluate_")
     }
@@ -44,25 +46,30 @@ def main() -> None:
     for seed in arguments.seeds:
         overrides = [*([f"seed={seed}"] if seed != 1 else []), *arguments.overrides]
         started = time.perf_counter()
-        command = [sys.executable, "-m", "athanor", "pipeline", "experiment=pipelines/demo", *overrides]
-        subprocess.run(command, check=True, cwd=catalog.project())
+        measured: dict[str, dict] = {}
+        for name in PIPELINES:
+            command = [sys.executable, "-m", "athanor", "pipeline", f"experiment={name}", *overrides]
+            subprocess.run(command, check=True, cwd=catalog.project())
+            measured |= results(pipeline.load(name, overrides).directory)
         print(f"FIGURE seed{seed}_seconds {time.perf_counter() - started:.1f}")
-        measured = results(pipeline.load("pipelines/demo", overrides).directory)
-        answers = {step: found["per_item"].get("exact_match") for step, found in measured.items()}
-        base = answers[BASELINE]
-        assert base is not None
+        answers = {
+            step: found["per_item"]["exact_match"]
+            for step, found in measured.items()
+            if "exact_match" in found["per_item"]
+        }
         for step, mine in answers.items():
-            if mine is None:
-                continue
-            name = f"seed{seed}_{step.removeprefix('evaluate_')}"
-            figure(f"{name}_exact_match", interval(mine["values"]))
-            if step != BASELINE:
+            figure(f"seed{seed}_{step}_exact_match", interval(mine["values"]))
+            for name in BASELINES:
+                base = answers[name]
                 assert mine["ids"] == base["ids"]
-                figure(f"{name}_exact_match_minus_sft", paired_difference(mine["values"], base["values"]))
+                if step != name:
+                    figure(
+                        f"seed{seed}_{step}_exact_match_minus_{name}", paired_difference(mine["values"], base["values"])
+                    )
         for step, found in measured.items():
             for record in found["metrics"]:
                 if not record["slice"] and record["name"] != "exact_match":
-                    figure(f"seed{seed}_{step.removeprefix('evaluate_')}_{record['name']}", record["value"])
+                    figure(f"seed{seed}_{step}_{record['name']}", record["value"])
 
 
 if __name__ == "__main__":
