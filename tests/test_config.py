@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from athanor import catalog, config
+from athanor import catalog, config, signatures
 
 TRAINING = """
 # Train the tiny model.
@@ -315,3 +315,21 @@ def test_commands_can_be_pasted(training):
     assert config.load("repeat/tiny", ["job.times=3"]).command == "athanor prepare experiment=repeat/tiny job.times=3"
     listed = config.load("pretrain/tiny", ["optimizer.betas=[0.9, 0.9]"]).command
     assert listed == "athanor train experiment=pretrain/tiny 'optimizer.betas=[0.9, 0.9]'"
+
+
+def test_a_class_tells_by_its_version_that_it_computes_something_else(training, tmp_path, monkeypatch):
+    source = tmp_path / "somebody" / "jobs.py"
+    source.parent.mkdir()
+    (source.parent / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    target = ["allowed_targets=[tiny,somebody]", "schedule._target_=somebody.jobs.slow"]
+    found = []
+    for text in ("class slow: pass", "class slow:\n    # said better\n    pass", "class slow:\n    version = 2",
+                 "class slow:\n    version: int = 3", "class slow:\n    version = 3"):  # fmt: skip
+        source.write_text(text)
+        for cache in (signatures._module, signatures.signature):
+            cache.cache_clear()
+        found.append(config.load("pretrain/tiny", target).fingerprint)
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    assert found[3] == found[4]

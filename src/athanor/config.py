@@ -26,12 +26,13 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
-from athanor import catalog, checker
+from athanor import catalog, checker, signatures
 from athanor.errors import UserError
 from athanor.runs.files import Hashes
 from athanor.runs.run import Run, find_run
 
 EXECUTION = ("cluster", "strategy", "logger", "paths", "checkpoint", "display")
+LIBRARIES = ("torch.", "torchmetrics.", "lightning.")  # of a version that the manifest records
 DESCRIPTIVE = ("name", "tags", "allowed_targets")
 STDLIB_LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__"}
 
@@ -222,6 +223,7 @@ class _Loader:
                 science[key] = _blank(science._get_node(key))
         config = _plain(composed, "", problems)
         hashed = {k: v for k, v in _plain(science, "", []).items() if k not in (*EXECUTION, *DESCRIPTIVE, "kind")}
+        hashed = _versioned(hashed)
         digest = fingerprint(kind, hashed)
         return Experiment(
             name=name,
@@ -326,6 +328,21 @@ def _blank(node: Any) -> Any:
     if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
         return {key: _blank(node._get_node(key)) for key in node}
     return "execution"
+
+
+def _versioned(node: Any) -> Any:
+    """The same tree, with `_version_` beside each `_target_` whose class has a `version`: raising it tells that the
+    same settings now compute something else.
+    """
+    if isinstance(node, list):
+        return [_versioned(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: _versioned(value) for key, value in node.items()}
+    target = node.get("_target_")
+    if isinstance(target, str) and not target.startswith(LIBRARIES) and (number := signatures.version(target)):
+        found["_version_"] = number
+    return found
 
 
 def _keys(node: Any, path: str = "") -> list[str]:

@@ -199,6 +199,20 @@ def _submodules(name: str) -> list[str]:
     return [path.stem for folder in folders for path in folder.glob("[!_]*") if path.suffix == ".py" or path.is_dir()]
 
 
+def version(target: str) -> int | None:
+    """The number that a class gives as its own `version = N`, read from its source; None without one."""
+    try:
+        _, node, _ = _locate(*_split(target))
+    except (NotFoundError, _UnsettledError, TypeError):
+        return None
+    for child in node.body if isinstance(node, ast.ClassDef) else ():
+        names = child.targets if isinstance(child, ast.Assign) else [getattr(child, "target", None)]
+        if any(isinstance(name, ast.Name) and name.id == "version" for name in names):
+            value = getattr(child, "value", None)
+            return value.value if isinstance(value, ast.Constant) and type(value.value) is int else None
+    return None
+
+
 # Signatures
 
 
