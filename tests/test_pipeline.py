@@ -183,11 +183,12 @@ def test_the_report_is_written_again_only_if_something_is_new(chain, monkeypatch
 
 def test_the_real_report_takes_what_a_pipeline_leaves(chain, capsys):
     text = (chain.folder / "experiments/pipelines/tiny.yaml").read_text()
-    chain.experiment("pipelines/tiny", text + "report: Tiny pipeline")
+    chain.experiment("pipelines/tiny", text + "report: Tiny pipeline\nnote: What a reader must know.")
     assert cli.main(["pipeline", "experiment=pipelines/tiny"]) == 0
     assert "report: runs/pipelines/tiny/report.html" in capsys.readouterr().out
     page = (chain.folder / "runs/pipelines/tiny/report.html").read_text()
     assert "Tiny pipeline" in page
+    assert "What a reader must know." in page
     for source in ("pipelines/tiny", "tiny", "runs/pipelines/tiny", "repeat/twice"):
         assert cli.main(["report", source]) == 0
     assert Run(list_runs()[-1].directory).directory.joinpath("report.html").is_file()

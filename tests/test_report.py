@@ -290,13 +290,20 @@ def test_sources_of_every_form_name_the_same_runs(tmp_path):
     folder = tmp_path / "pipelines" / "demo"
     folder.mkdir(parents=True)
     (folder / "pipeline.json").write_text(
-        json.dumps({"title": "The demo", "steps": {k: os.path.relpath(v, folder) for k, v in runs.items()}})
+        json.dumps(
+            {
+                "title": "The demo",
+                "note": "Read <this>: 先读这个",
+                "steps": {k: os.path.relpath(v, folder) for k, v in runs.items()},
+            }
+        )  # fmt: skip
     )
     names = [run.fingerprint for run in gather(runs).runs]
     assert [run.fingerprint for run in gather(list(runs.values())).runs] == names
     assert [run.fingerprint for run in gather(str(folder)).runs] == names
     assert gather(folder).title == "The demo"
     assert write(folder, folder / "report.html") == folder / "report.html"
+    assert "Read &lt;this&gt;: 先读这个" in (folder / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("last", ["documents", "tokenizer", "pretrain", "sft", "reward", "evaluate-sft"])

@@ -1,7 +1,7 @@
 """Chained experiments: a step's inputs that name an earlier step's experiment read that step's run.
 
 `experiments/pipelines/NAME.yaml`: `steps: {name: {experiment, overrides, inputs}}`, and `report: title` for a page
-after the last. All steps are composed before the first runs, so a mistake in the last shows at once. What is finished
+after the last, with `note: text` under its first heading. All steps are composed before the first runs, so a mistake in the last shows at once. What is finished
 is skipped without importing torch.
 """
 
@@ -26,6 +26,7 @@ from athanor.runs.context import rank
 from athanor.runs.files import write_json
 from athanor.runs.run import Run
 
+KEYS = ("steps", "report", "note")
 STEP_KEYS = ("experiment", "overrides", "inputs")
 
 
@@ -38,6 +39,7 @@ class Pipeline:
     steps: dict[str, Experiment]
     title: str | None
     directory: Path
+    note: str | None = None  # what a reader of the report must know
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Pipeline:
@@ -49,7 +51,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Pipeline:
     Raises:
         UserError: a step does not compose, an override fits no step, or the file is not as described above.
     """
-    specs, title = _read(name)
+    specs, title, note = _read(name)
     own, common = _shared_out(specs, overrides)
     used: set[str] = set()
     steps: dict[str, Experiment] = {}
@@ -73,7 +75,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Pipeline:
         known = [*steps, *(key for experiment in steps.values() for key in experiment.config)]
         raise UserError(f"{unused[0]}: no step has {key!r}{catalog.suggest(key, known)}")
     root = Path(next(iter(steps.values())).config["paths"]["runs"])
-    return Pipeline(name, tuple(overrides), steps, title, root / _folder(name, overrides))
+    return Pipeline(name, tuple(overrides), steps, title, root / _folder(name, overrides), note)
 
 
 def validate(pipeline: Pipeline) -> None:
@@ -109,7 +111,7 @@ def report_path(pipeline: Pipeline) -> Path | None:
     return pipeline.directory / "report.html" if pipeline.title else None
 
 
-def _read(name: str) -> tuple[dict[str, dict[str, Any]], str | None]:
+def _read(name: str) -> tuple[dict[str, dict[str, Any]], str | None, str | None]:
     entry = catalog.find(name, "pipeline")
     file = f"experiments/{name}.yaml"
     try:
@@ -117,8 +119,8 @@ def _read(name: str) -> tuple[dict[str, dict[str, Any]], str | None]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{file}, line {line}: {error.problem}") from error
-    if wrong := sorted(set(text) - {"steps", "report"}):
-        raise UserError(f"{file} has an unknown key {wrong[0]!r}{catalog.suggest(wrong[0], ['steps', 'report'])}")
+    if wrong := sorted(set(text) - set(KEYS)):
+        raise UserError(f"{file} has an unknown key {wrong[0]!r}{catalog.suggest(wrong[0], KEYS)}")
     steps = text["steps"]
     if not isinstance(steps, dict) or not steps:
         raise UserError(f"{file}: `steps` must map names of steps to experiments")
@@ -130,7 +132,7 @@ def _read(name: str) -> tuple[dict[str, dict[str, Any]], str | None]:
         if wrong := sorted(set(spec) - set(STEP_KEYS)):
             raise UserError(f"{file}, step {step}: unknown key {wrong[0]!r}{catalog.suggest(wrong[0], STEP_KEYS)}")
     title = text.get("report")
-    return steps, (title if isinstance(title, str) else name) if title else None
+    return steps, (title if isinstance(title, str) else name) if title else None, text.get("note")
 
 
 def _shared_out(specs: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -155,13 +157,14 @@ def _folder(name: str, overrides: Sequence[str]) -> str:
 
 def _only(pipeline: Pipeline, names: set[str]) -> Pipeline:
     steps = {step: experiment for step, experiment in pipeline.steps.items() if step in names}
-    return Pipeline(pipeline.name, pipeline.overrides, steps, pipeline.title, pipeline.directory)
+    return Pipeline(pipeline.name, pipeline.overrides, steps, pipeline.title, pipeline.directory, pipeline.note)
 
 
 def _record(pipeline: Pipeline, runs: Mapping[str, Run], changed: bool) -> None:
     described = {
         "name": pipeline.name,
         "title": pipeline.title,
+        "note": pipeline.note,
         "experiment": " ".join((pipeline.name, *pipeline.overrides)),
         "steps": {step: os.path.relpath(run.directory, pipeline.directory) for step, run in runs.items()},
     }

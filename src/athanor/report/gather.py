@@ -202,6 +202,7 @@ class Gathered:
 
     title: str
     runs: list[RunView]
+    note: str | None = None
 
     @property
     def pipeline_command(self) -> str | None:
@@ -268,7 +269,7 @@ def gather(source, title: str | None = None) -> Gathered:
                 runs[parent.fingerprint] = found
                 waiting.append(found)
     ordered = _inputs_first(runs)
-    gathered = Gathered(title or described.get("title") or _title(steps, ordered), ordered)
+    gathered = Gathered(title or described.get("title") or _title(steps, ordered), ordered, described.get("note"))
     _label(gathered)
     for run in gathered.of("evaluation"):
         subject = gathered.find(str((run.results.get("model") or {}).get("fingerprint")))
