@@ -296,7 +296,7 @@ def test_sources_of_every_form_name_the_same_runs(tmp_path):
                 "note": "Read <this>: 先读这个",
                 "steps": {k: os.path.relpath(v, folder) for k, v in runs.items()},
             }
-        )  # fmt: skip
+        )
     )
     names = [run.fingerprint for run in gather(runs).runs]
     assert [run.fingerprint for run in gather(list(runs.values())).runs] == names
