@@ -1,8 +1,8 @@
 """Chained experiments: a step's inputs that name an earlier step's experiment read that step's run.
 
 `experiments/pipelines/NAME.yaml`: `steps: {name: {experiment, overrides, inputs}}`, and `report: title` for a page
-after the last, with `note: text` under its first heading. All steps are composed before the first runs, so a mistake in the last shows at once. What is finished
-is skipped without importing torch.
+after the last, with `note: text` near its top. All steps are composed before the first runs, so a mistake in the last
+shows at once. What is finished is skipped without importing torch.
 """
 
 from __future__ import annotations
