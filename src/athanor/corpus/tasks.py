@@ -106,18 +106,19 @@ def comparison(rng: random.Random, level: int) -> Item:
 
 
 def counting(rng: random.Random, level: int) -> Item:
-    """Of a row, at level 1; of one letter in it."""
-    if level == 1:
-        row = rng.choices(LETTERS, k=rng.randint(2, 9))
+    """Of a row; at level 3, of one letter in it."""
+    if level < 3:
+        most = (5, 9)[level - 1]
+        row = rng.choices(LETTERS, k=rng.randint(2, most))
         text = " ".join(row)
-        answers, wrong = _both(len(row), _near(rng, len(row), low=2, high=9))
+        answers, wrong = _both(len(row), _near(rng, len(row), low=2, high=most))
         return Item(
             f"count:{text}",
             {"en": [f"How many letters in: {text}?"], "zh": [f"数一数 {text} 里有几个字母？"]},
             answers, wrong,
             {"en": [f"{text}: {len(row)} letters."], "zh": [f"{text} 里有{len(row)}个字母。"]},
         )  # fmt: skip
-    length = rng.randrange(*((4, 7), (6, 9))[level - 2])
+    length = rng.randrange(3, 9)
     letter, *others = rng.sample(LETTERS, 3)
     most = min(length, 6)
     count = rng.randint(1, most)
@@ -235,9 +236,9 @@ def units(rng: random.Random, level: int) -> Item:
 
 
 def lookup(rng: random.Random, level: int) -> Item:
-    """By place in a row, at level 1; by key in a table."""
-    if level == 1:
-        row = rng.sample(LETTERS, rng.randint(3, 6))
+    """By place in a row; at level 3, by key in a table."""
+    if level < 3:
+        row = rng.sample(LETTERS, rng.randint(*((2, 4), (4, 6))[level - 1]))
         text, (place, other) = " ".join(row), rng.sample(range(len(row)), 2)
         answers, wrong = _both(row[place], row[other])
         return Item(
@@ -248,7 +249,7 @@ def lookup(rng: random.Random, level: int) -> Item:
             {"en": [f"Number {place + 1} in {text} is {row[place]}."],
              "zh": [f"{text} 里第{place + 1}个是 {row[place]}。"]},
         )  # fmt: skip
-    keys = rng.sample(range(len(COLOURS["en"])), (3, 4)[level - 2])
+    keys = rng.sample(range(len(COLOURS["en"])), rng.randint(2, 4))
     values = rng.sample(LETTERS, len(keys))
     asked, confused = rng.sample(range(len(keys)), 2)
     answers, wrong = _both(values[asked], values[confused])
