@@ -273,7 +273,9 @@ FAMILIES: dict[str, Family] = {
     for f in (addition, subtraction, comparison, counting, copying, reversing, sorting, calendar, date, units, lookup)
 }
 LANGUAGES = ("en", "zh")
-EMPHASIS = {"addition": 3, "subtraction": 3, "counting": 3, "lookup": 2, "calendar": 2, "reversing": 2}
+EMPHASIS = {
+    "addition": 3, "subtraction": 3, "counting": 3, "lookup": 3, "copying": 3, "reversing": 2, "calendar": 2,
+}  # fmt: skip
 """Turns of a family in training streams (1 where not named): what is hard to learn is seen more often."""
 
 
@@ -304,6 +306,8 @@ class GenerateTasks:
         heldout_fraction, development_fraction: of the contents of each family.
         documents: pretraining documents to write, each of `statements` statements in one language.
     """
+
+    version = 2
 
     def __init__(
         self,
