@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from athanor.errors import UserError
+from athanor.models.parts import node
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "model.json"
 
@@ -17,7 +18,7 @@ def save(model: nn.Module, directory: Path) -> None:
     description = {"_target_": f"{type(model).__module__}.{type(model).__qualname__}", **model.arguments}  # type: ignore[dict-item]
     for name, write in (
         (WEIGHTS, lambda path: save_model(model, path)),
-        (ARCHITECTURE, lambda path: Path(path).write_text(json.dumps(description, indent=1) + "\n")),
+        (ARCHITECTURE, lambda path: Path(path).write_text(json.dumps(description, indent=1, default=node) + "\n")),
     ):
         temporary = directory / f".{name}.tmp"
         write(str(temporary))
@@ -44,7 +45,7 @@ def load(run: str, dropout: float | None = None) -> nn.Module:
     description = json.loads(source.path(ARCHITECTURE).read_text())
     if dropout is not None:
         description.get("trunk", description)["dropout"] = dropout
-    model = instantiate(description)
+    model = instantiate(description, _convert_="all")
     load_model(model, str(source.path(WEIGHTS)))
     model.source = source.id
     return model.eval()
