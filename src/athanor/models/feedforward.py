@@ -113,7 +113,7 @@ def linear_by_group(x_ND: Tensor, weight_EHD: Tensor, counts_E: Tensor) -> Tenso
     group.
     """
     aligned = all(size * x_ND.element_size() % 16 == 0 for size in weight_EHD.shape[1:])
-    if aligned and len(x_ND):
+    if aligned and len(x_ND) and x_ND.dtype != torch.float64:
         ends_E = counts_E.cumsum(0).to(torch.int32)
         return F.grouped_mm(x_ND.contiguous(), weight_EHD.to(x_ND.dtype).mT, offs=ends_E)
     parts = x_ND.split(counts_E.tolist())

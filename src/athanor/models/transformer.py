@@ -175,6 +175,7 @@ class Transformer(nn.Module):
         } | {name: part for name, part in chosen.items() if part not in (None, False)}  # fmt: skip
         self.vocabulary_size, self.context, self.width = vocabulary_size, context, width
         self.sizes, self.positions, self.patterns, self.initialisation = sizes, positions, patterns, initialisation
+        self.attention, self.norm_settings, self.feedforwards = attention, norm, feedforwards
         self.distinct = list(dict.fromkeys(patterns))
         self.pattern_of = [self.distinct.index(pattern) for pattern in patterns]
         self.logit_softcap, self.logit_scale = logit_softcap, initialisation.logit_scale(sizes)
@@ -195,6 +196,25 @@ class Transformer(nn.Module):
 
     def reset_parameters(self) -> None:
         self.initialisation.initialise(self, self.sizes)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What the model computes, without its weights and without what only training sees; equal for models that
+        compute the same by the same weights.
+        """
+        feedforwards = []
+        for part in self.feedforwards:
+            part = dataclasses.replace(part, hidden=part.hidden or self.sizes.hidden)
+            if isinstance(part, MixtureOfExperts):
+                part = dataclasses.replace(part, balance=0.0, z=0.0, balance_over="row")
+            feedforwards.append(part)
+        return {
+            **self.sizes._replace(hidden=0)._asdict(), "vocabulary_size": self.vocabulary_size,
+            "tie_embeddings": self.output is None, "positions": self.positions, "patterns": self.patterns,
+            "attention": dataclasses.replace(self.attention, patterns=()), "norm": self.norm_settings,
+            "feedforward": feedforwards, "scale_embeddings": self.embedding_scale, "logit_softcap": self.logit_softcap,
+            "logit_scale": self.logit_scale, "attention_scale": self.initialisation.attention_scale(self.sizes),
+        }  # fmt: skip
 
     @property
     def learning_rate_factors(self) -> dict[str, float]:
