@@ -36,7 +36,8 @@ OPTIONS = {
     "queries_and_keys": [False, True],
     "heads": [(4, 4, None), (4, 2, None), (4, 1, None), (3, 3, 10), (4, 2, 4)],
     "patterns": [
-        (), [Window(3)], [Window(4), Full()], [Strided(3)], [Blocks(4, 2)], [Full(), Strided(4)], [Window(1), Blocks(3)],
+        (), [Window(3)], [Window(4), Full()], [Strided(3)], [Blocks(4, 2)], [Full(), Strided(4)],
+        [Window(1), Blocks(3)],
     ],
     "bias": [False, True],
     "out_bias": [False, True],
@@ -230,7 +231,9 @@ def test_flops_are_those_that_run(changes):
 def test_pairs_of_a_pattern_are_counted(pattern):
     """Up to a share that vanishes with the length: the estimate leaves out terms linear in it."""
     place = torch.arange(160)
-    allowed = pattern.allows(place[:, None], place[None, :]).tril() if pattern != Full() else torch.ones(160, 160).tril()
+    allowed = (
+        pattern.allows(place[:, None], place[None, :]).tril() if pattern != Full() else torch.ones(160, 160).tril()
+    )
     assert allowed.diagonal().all()
     assert pattern.pairs(160) == pytest.approx(allowed.sum().item(), abs=1.01 * 160)
     assert pattern.reaches(160) == (pattern in (Full(), Window(200)))

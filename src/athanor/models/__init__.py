@@ -41,7 +41,9 @@ def load(run: str, dropout: float | None = None) -> nn.Module:
 
     source = open_run(run)
     if ARCHITECTURE not in source.manifest["outputs"]:
-        raise UserError(f"{run} is a {source.manifest['kind']} run and holds no model; name a training run or an import.")
+        raise UserError(
+            f"{run} is a {source.manifest['kind']} run and holds no model; name a training run or an import."
+        )
     description = json.loads(source.path(ARCHITECTURE).read_text())
     if dropout is not None:
         description.get("trunk", description)["dropout"] = dropout

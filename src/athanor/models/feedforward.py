@@ -63,7 +63,8 @@ class FeedForward:
     def __post_init__(self) -> None:
         check_activation(self.activation)
         require(
-            self.hidden is None or self.hidden >= 1, f"model.feedforward.hidden={self.hidden} must be at least 1 or null"
+            self.hidden is None or self.hidden >= 1,
+            f"model.feedforward.hidden={self.hidden} must be at least 1 or null",
         )
 
     def module(self, sizes: Sizes, dropout: float) -> nn.Module:

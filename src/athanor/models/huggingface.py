@@ -72,7 +72,9 @@ def rotary_of(config: Config) -> tuple[float, Scaling | None]:
         fast, slow = float(rope.pop("beta_fast", None) or 32), float(rope.pop("beta_slow", None) or 1)
         scaling = YaRN(factor, before, fast, slow, rope.pop("attention_factor", None))
     else:
-        raise UserError(f"config.json has the rotary scaling {kind}, which is not known; known are linear, yarn, llama3.")
+        raise UserError(
+            f"config.json has the rotary scaling {kind}, which is not known; known are linear, yarn, llama3."
+        )
     if rope := {key: value for key, value in rope.items() if value is not None}:
         raise UserError(f"config.json says {', '.join(rope)} of its rotary scaling {kind}, which is not known.")
     return theta, scaling
@@ -338,7 +340,7 @@ class ImportCheckpoint:
                 if part.name not in found:
                     raise UserError(f"the checkpoint lacks {part.name}; is a file of it missing?")
                 shape = reader.shape(found[part.name])
-                expected = (part.stop - part.start, *shapes[name][1:] if part.expert is None else shapes[name][2:])
+                expected = (part.stop - part.start, *shapes[name][1 if part.expert is None else 2 :])
                 if shape != (expected[::-1] if part.transposed else expected):
                     raise UserError(f"{part.name} has the shape {shape}, which config.json does not say.")
             sources = [(found.pop(part.name), part.transposed) for part in parts]
@@ -409,7 +411,7 @@ def export(
     for own, parts in parts_of(model, FAMILIES[name]).items():
         shape = reader.shape(own)
         for part in parts:
-            rows = (part.stop - part.start, *(shape[1:] if part.expert is None else shape[2:]))
+            rows = (part.stop - part.start, *shape[1 if part.expert is None else 2 :])
             theirs = rows[::-1] if part.transposed else rows
             entries.append(Entry(part.name, reader.dtype(own), theirs, rows_of(reader, own, part)))
     directory.mkdir(parents=True, exist_ok=True)

@@ -64,12 +64,11 @@ class MixtureOfExperts:
             f"model.feedforward.top_k={self.top_k} exceeds model.feedforward.experts={self.experts}",
         )
         require(
-            self.hidden is None or self.hidden >= 1, f"model.feedforward.hidden={self.hidden} must be at least 1 or null"
+            self.hidden is None or self.hidden >= 1,
+            f"model.feedforward.hidden={self.hidden} must be at least 1 or null",
         )
         require(self.scale > 0, f"model.feedforward.scale={self.scale} must be positive")
-        require(
-            self.gate in ("softmax", "sigmoid"), f"model.feedforward.gate={self.gate} must be softmax or sigmoid"
-        )
+        require(self.gate in ("softmax", "sigmoid"), f"model.feedforward.gate={self.gate} must be softmax or sigmoid")
         require(
             self.balance_over in ("row", "batch"),
             f"model.feedforward.balance_over={self.balance_over} must be row or batch",

@@ -64,8 +64,8 @@ class Rotary(Positions):
         turned = self.rotated(sizes.channels)
         require(
             turned >= 2 and turned % 2 == 0,
-            f"model.positions.share={self.share} of {sizes.channels} channels of a head rotates {turned}, which must be "
-            "an even number of at least 2",
+            f"model.positions.share={self.share} of {sizes.channels} channels of a head rotates {turned}, which must "
+            "be an even number of at least 2",
         )
         if self.scaling is not None:
             self.scaling.check(sizes.context)

@@ -156,7 +156,7 @@ class Transformer(nn.Module):
         else:
             require(
                 rope_theta == 10_000.0,
-                f"model.rope_theta={rope_theta} is of no use with model.positions {type(positions).__name__}; remove it",
+                f"model.rope_theta={rope_theta} is of no use with model.positions {type(positions).__name__}",
             )
         drop = Dropout.of(dropout)
         attention, norm, initialisation = attention or Attention(), norm or Norm(), initialisation or ScaledNormal()
@@ -314,9 +314,7 @@ class Transformer(nn.Module):
 
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         sizes = self.sizes
-        return KeyValueCache(
-            sizes.layers, rows, sizes.kv_heads, capacity, sizes.channels, like=self.embedding.weight
-        )
+        return KeyValueCache(sizes.layers, rows, sizes.kv_heads, capacity, sizes.channels, like=self.embedding.weight)
 
     # --- experts --------------------------------------------------------------------------------------------------
 
