@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from athanor.batches import IGNORED
 from athanor.functional import cross_entropy_sum
 from athanor.models.attention import packed_mask
-from athanor.models.feedforward import SwiGLU
-from athanor.models.positions import rotate, rotation
+from athanor.models.feedforward import Gated
+from athanor.models.positions import Rotary, rotate
 from athanor.models.transformer import Transformer
 
 SHAPE = {"vocabulary_size": 31, "width": 24, "layers": 2, "heads": 4, "kv_heads": 2, "context": 64}
@@ -122,14 +122,14 @@ def test_longer_than_the_context_is_an_error_with_and_without_a_cache():
 def test_rotation_by_hand():
     # 4 channels, theta 100: channels 0 and 2 turn by p, channels 1 and 3 by p / 10
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 2, 1, 4)
-    found = rotate(x, rotation(torch.tensor([[0, 7]]), 4, 100.0, torch.float32))
+    found = rotate(x, Rotary(theta=100.0).rotation(torch.tensor([[0, 7]]), 4, torch.float32))
     c, s, c1, s1 = math.cos(7), math.sin(7), math.cos(0.7), math.sin(0.7)
     expected = torch.tensor([[1.0, 2, 3, 4], [c - 3 * s, 2 * c1 - 4 * s1, 3 * c + s, 4 * c1 + 2 * s1]])
     torch.testing.assert_close(found[0, :, 0], expected)
 
 
 def test_swiglu_by_hand():
-    layer = SwiGLU(2, 3)
+    layer = Gated(2, 3)
     weight = torch.tensor([[1.0, 0], [0, 1], [1, 1], [2, 0], [0, -1], [1, -1]])  # gate rows, then up rows
     layer.gate_up.weight.data, layer.out.weight.data = weight, torch.tensor([[1.0, 10, 100], [0, 0, 1]])
     silu = lambda z: z / (1 + math.exp(-z))  # noqa: E731

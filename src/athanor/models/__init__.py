@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from athanor.errors import UserError
+from athanor.models.parts import node
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "model.json"
 
@@ -17,7 +18,7 @@ def save(model: nn.Module, directory: Path) -> None:
     description = {"_target_": f"{type(model).__module__}.{type(model).__qualname__}", **model.arguments}  # type: ignore[dict-item]
     for name, write in (
         (WEIGHTS, lambda path: save_model(model, path)),
-        (ARCHITECTURE, lambda path: Path(path).write_text(json.dumps(description, indent=1) + "\n")),
+        (ARCHITECTURE, lambda path: Path(path).write_text(json.dumps(description, indent=1, default=node) + "\n")),
     ):
         temporary = directory / f".{name}.tmp"
         write(str(temporary))
@@ -25,13 +26,13 @@ def save(model: nn.Module, directory: Path) -> None:
 
 
 def load(run: str, dropout: float | None = None) -> nn.Module:
-    """The model that a finished training run produced, its file hashes verified; in eval mode, on the CPU, float32.
+    """The model that a finished run produced or imported, its file hashes verified; in eval mode, on the CPU, float32.
 
     Args:
         dropout: replaces the dropout it was trained with.
 
     Raises:
-        UserError: no such run, not a training run, or a file that does not match the manifest.
+        UserError: no such run, one without a model, or a file that does not match the manifest.
     """
     from hydra.utils import instantiate
     from safetensors.torch import load_model
@@ -39,12 +40,14 @@ def load(run: str, dropout: float | None = None) -> nn.Module:
     from athanor.runs.store import open_run
 
     source = open_run(run)
-    if source.manifest["kind"] != "train":
-        raise UserError(f"{run} is a {source.manifest['kind']} run and holds no model; name a training run.")
+    if ARCHITECTURE not in source.manifest["outputs"]:
+        raise UserError(
+            f"{run} is a {source.manifest['kind']} run and holds no model; name a training run or an import."
+        )
     description = json.loads(source.path(ARCHITECTURE).read_text())
     if dropout is not None:
         description.get("trunk", description)["dropout"] = dropout
-    model = instantiate(description)
+    model = instantiate(description, _convert_="all")
     load_model(model, str(source.path(WEIGHTS)))
     model.source = source.id
     return model.eval()

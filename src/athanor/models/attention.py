@@ -1,13 +1,55 @@
-"""Grouped-query self-attention (Ainslie et al. 2023, arXiv:2305.13245) with an optional key-value cache.
+"""Self-attention: multi-head, multi-query (Shazeer 2019, arXiv:1911.02150) and grouped-query (Ainslie et al. 2023,
+arXiv:2305.13245), whole or by a sparse pattern, with an optional key-value cache.
 
 Shapes: B rows, T new tokens, S cached + new tokens, H query heads, K key-value heads, C channels of a head, D width.
 """
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from athanor.models.norms import Norm
+from athanor.models.parts import Sizes, require
+from athanor.models.patterns import Full, Pattern
 from athanor.models.positions import rotate
+
+
+@dataclass(frozen=True)
+class Attention:
+    """
+    Args:
+        patterns: what the layers see, taken in turn: a list as long as the layers, or one that repeats. Default all
+            earlier positions.
+        bias: of the projections to queries, keys and values.
+        out_bias: of the projection back to the width.
+        softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv:2408.00118, section 2).
+    """
+
+    patterns: Sequence[Pattern] = ()
+    bias: bool = False
+    out_bias: bool = False
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.softcap is None or self.softcap > 0, f"model.attention.softcap={self.softcap} must be positive or null"
+        )
+
+    def pattern_of_each(self, layers: int) -> list[Pattern]:
+        return in_turn(self.patterns or [Full()], layers, "model.attention.patterns")
+
+
+def in_turn(parts: Sequence, layers: int, key: str) -> list:
+    """The part of each layer, of parts that repeat down the layers."""
+    require(
+        0 < len(parts) <= layers and layers % len(parts) == 0,
+        f"{key} has {len(parts)} entries, which must divide model.layers={layers}",
+    )
+    return [parts[layer % len(parts)] for layer in range(layers)]
 
 
 class KeyValueCache:
@@ -18,11 +60,18 @@ class KeyValueCache:
 
     def __init__(self, layers: int, rows: int, kv_heads: int, capacity: int, channels: int, *, like: Tensor):
         self.store = like.new_zeros(layers, 2, rows, kv_heads, capacity, channels)
+        self.positions_BS = torch.zeros(rows, capacity, dtype=torch.long, device=like.device)
         self.length = 0
 
     @property
     def capacity(self) -> int:
         return self.store.shape[4]
+
+    def place(self, positions_BT: Tensor) -> Tensor:
+        """Positions of the cached keys and of the new ones, [B, S]."""
+        end = self.length + positions_BT.shape[1]
+        self.positions_BS[:, self.length : end] = positions_BT
+        return self.positions_BS[:, :end]
 
     def append(self, layer: int, key_BKTC: Tensor, value_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         end = self.length + key_BKTC.shape[2]
@@ -36,43 +85,90 @@ class KeyValueCache:
     def keep_rows(self, rows: Tensor) -> None:
         """Drops the rows of finished sequences; `rows` holds the indices of those that go on."""
         self.store = self.store[:, :, rows]
+        self.positions_BS = self.positions_BS[rows]
 
 
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, kv_heads: int, dropout: float):
+class SelfAttention(nn.Module):
+    """
+    Args:
+        scale: of the scores; default 1/sqrt(C).
+    """
+
+    def __init__(self, sizes: Sizes, settings: Attention, norm: Norm, dropout: float, scale: float | None = None):
         super().__init__()
-        self.heads, self.kv_heads, self.channels = heads, kv_heads, width // heads
-        self.dropout = dropout
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.channels, bias=False)
-        self.out = nn.Linear(heads * self.channels, width, bias=False)
+        self.heads, self.kv_heads, self.channels = sizes.heads, sizes.kv_heads, sizes.channels
+        self.dropout, self.softcap, self.scale = dropout, settings.softcap, scale
+        self.qkv = nn.Linear(sizes.width, (self.heads + 2 * self.kv_heads) * self.channels, bias=settings.bias)
+        self.out = nn.Linear(self.heads * self.channels, sizes.width, bias=settings.out_bias)
+        if norm.queries_and_keys:
+            self.query_norm = norm.module(self.channels, sizes.norm_eps)
+            self.key_norm = norm.module(self.channels, sizes.norm_eps)
+        self.normed = norm.queries_and_keys
 
     def forward(
         self,
         x_BTD: Tensor,
-        rotation: tuple[Tensor, Tensor],
+        rotation: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """`mask`: bool broadcastable to [B, H, T, S], true where attention is allowed; None means causal."""
+        """`mask`: broadcastable to [B, H, T, S]; bool, true where attention is allowed, or added to the scores; None
+        means causal.
+        """
         rows, tokens, _ = x_BTD.shape
         qkv_BTHC = self.qkv(x_BTD).view(rows, tokens, self.heads + 2 * self.kv_heads, self.channels)
         query_BTHC, key_BTKC, value_BTKC = qkv_BTHC.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        query_BHTC = rotate(query_BTHC, rotation).transpose(1, 2)
-        key_BKSC = rotate(key_BTKC, rotation).transpose(1, 2)
-        value_BKSC = value_BTKC.transpose(1, 2)
+        if self.normed:
+            query_BTHC, key_BTKC = self.query_norm(query_BTHC), self.key_norm(key_BTKC)
+        if rotation is not None:
+            query_BTHC, key_BTKC = rotate(query_BTHC, rotation), rotate(key_BTKC, rotation)
+        query_BHTC, key_BKSC, value_BKSC = (x.transpose(1, 2) for x in (query_BTHC, key_BTKC, value_BTKC))
         if cache is not None:
             key_BKSC, value_BKSC = cache.append(layer, key_BKSC, value_BKSC)
-        out_BHTC = F.scaled_dot_product_attention(
+        attend = F.scaled_dot_product_attention if self.softcap is None else self.capped
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(query_BHTC.dtype)
+        out_BHTC = attend(
             query_BHTC,
             key_BKSC,
             value_BKSC,
             attn_mask=mask,
             is_causal=mask is None and tokens > 1,
             dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
             enable_gqa=self.heads != self.kv_heads,
         )
         return self.out(out_BHTC.transpose(1, 2).reshape(rows, tokens, -1))
+
+    def capped(
+        self,
+        query_BHTC: Tensor,
+        key_BKSC: Tensor,
+        value_BKSC: Tensor,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        dropout_p: float,
+        scale: float | None,
+        enable_gqa: bool,
+    ) -> Tensor:
+        """As torch's function of these arguments, with capped scores; the scores [B, H, T, S] exist whole."""
+        if enable_gqa:
+            key_BKSC, value_BKSC = (
+                x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (key_BKSC, value_BKSC)
+            )
+        assert self.softcap is not None
+        scale = 1 / math.sqrt(self.channels) if scale is None else scale
+        scores_BHTS = (query_BHTC @ key_BKSC.to(query_BHTC.dtype).mT).float() * scale
+        scores_BHTS = self.softcap * torch.tanh(scores_BHTS / self.softcap)
+        if is_causal:
+            attn_mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores_BHTS = scores_BHTS.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores_BHTS = scores_BHTS + attn_mask
+        weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout_p, training=dropout_p > 0)
+        return weights_BHTS.to(query_BHTC.dtype) @ value_BKSC.to(query_BHTC.dtype)
 
 
 def packed_mask(documents_BT: Tensor) -> Tensor:

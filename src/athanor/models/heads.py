@@ -52,6 +52,16 @@ class ScalarModel(nn.Module):
     def vocabulary_size(self) -> int:
         return self.trunk.vocabulary_size
 
+    @property
+    def learning_rate_factors(self) -> dict[str, float]:
+        return {f"trunk.{name}": factor for name, factor in self.trunk.learning_rate_factors.items()}
+
+    def auxiliary_loss(self) -> Tensor | None:
+        return self.trunk.auxiliary_loss()
+
+    def routing_counts(self) -> dict[int, Tensor]:
+        return self.trunk.routing_counts()
+
     def flops_per_token(self, tokens: int) -> float:
         output = 0 if self.likelihood else self.trunk.embedding.weight.numel()
         return self.trunk.flops_per_token(tokens) - 6.0 * output
