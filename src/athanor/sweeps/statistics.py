@@ -20,9 +20,10 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from athanor.evaluation.statistics import Interval
 from athanor.sweeps.ablation import Cell
@@ -55,9 +56,39 @@ class Level:
     missing: tuple[int, ...]  # seeds planned and without a value
     paired: Paired | None = None  # None for the baseline
     p_holm: float = NAN
-    verdict: str = ""
     tone: str = ""  # "good", "bad" or ""
     cells: tuple[Cell, ...] = field(default=())
+    resolve: float | None = None  # the smallest difference worth knowing
+    comparisons: int = 1  # made at once
+
+    @cached_property
+    def verdict(self) -> str:
+        """In words; "" for the baseline."""
+        if self.paired is None:
+            return ""
+        difference, spread, n = self.paired.difference, self.paired.spread, self.paired.difference.n
+        planned = len(self.values) + len(self.missing)
+        few = f" ({n} of {planned} seeds)" if n < planned else ""
+        if n == 0:
+            return "no verdict: no seed has finished both this and the baseline"
+        if n == 1:
+            return "no verdict: one seed has no interval; whether another seed would say the same is unknown"
+        if self.tone:
+            return ("better" if self.tone == "good" else "worse") + few
+        if difference.value == 0 and spread == 0:
+            return f"no difference: the same value in every seed{few}"
+        if spread == 0:
+            return f"within noise{few}: the same difference in all {n} seeds, which are too few for a sign test"
+        least = abs(difference.value if self.resolve is None else self.resolve)
+        needed = seeds_to_resolve(least, spread, self.comparisons)
+        if needed is None:
+            more = f"more than {MOST_SEEDS:,} seeds would be needed to resolve a difference of {least:.2g}"
+        elif needed > n:
+            k = needed - n
+            more = f"about {k} more {'seed' if k == 1 else 'seeds'} would resolve a difference of {least:.2g}"
+        else:
+            more = f"a difference of {least:.2g} would likely have shown"
+        return f"within noise{few}; {more}"
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -67,8 +98,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
         return Interval(NAN, NAN, NAN, 0)
     if len(array) == 1 or _constant(array):
         return Interval(float(array.mean()), NAN, NAN, len(array))
-    bounds = stats.ttest_1samp(array, 0.0).confidence_interval(1 - LEVEL)
-    return Interval(float(array.mean()), float(bounds.low), float(bounds.high), len(array))
+    mean, n = float(array.mean()), len(array)
+    half = float(special.stdtrit(n - 1, 1 - LEVEL / 2) * array.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
 
 
 def paired(candidate: Sequence[float], baseline: Sequence[float]) -> Paired:
@@ -90,19 +122,16 @@ def paired(candidate: Sequence[float], baseline: Sequence[float]) -> Paired:
         value = interval.value if moved else 0.0
         return Paired(Interval(value, NAN, NAN, n), 0.0, 2 * 0.5**n if moved else 1.0, NAN)
     spread = float(difference.std(ddof=1))
-    p = float(stats.ttest_1samp(difference, 0.0).pvalue)
+    p = float(2 * special.stdtr(n - 1, -abs(interval.value) / spread * math.sqrt(n)))
     return Paired(interval, spread, p, interval.value / spread * _hedges(n - 1))
 
 
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values; a NaN counts as one of the comparisons and stays NaN."""
-    from statsmodels.stats.multitest import multipletests
-
-    array = np.asarray(p, dtype=np.float64)
-    if len(array) == 0:
-        return []
-    adjusted = multipletests(np.nan_to_num(array, nan=1.0), alpha=LEVEL, method="holm")[1]
-    return [float(q) if math.isfinite(raw) else NAN for raw, q in zip(array, adjusted)]
+    array = np.nan_to_num(np.asarray(p, dtype=np.float64), nan=1.0)
+    order, adjusted = np.argsort(array), np.empty(len(array))
+    adjusted[order] = np.minimum(np.maximum.accumulate(array[order] * np.arange(len(array), 0, -1)), 1)
+    return [float(q) if math.isfinite(raw) else NAN for raw, q in zip(p, adjusted)]
 
 
 def seeds_to_resolve(difference: float, spread: float, comparisons: int = 1) -> int | None:
@@ -117,20 +146,16 @@ def seeds_to_resolve(difference: float, spread: float, comparisons: int = 1) -> 
     if not difference or not spread > 0:
         return None
     test, effect, alpha = TTestPower(), abs(difference) / spread, LEVEL / comparisons
-
-    def enough(n: int) -> bool:
+    quantiles = special.ndtri(1 - alpha / 2) + special.ndtri(POWER)
+    n = max(2, math.floor(min(MOST_SEEDS, (quantiles / effect) ** 2)))  # were the spread known: no more are enough
+    while n <= MOST_SEEDS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             power = float(test.power(effect, n, alpha))
-        return not power < POWER  # the noncentral t gives NaN where the power is 1 to all digits
-
-    if not enough(MOST_SEEDS):
-        return None
-    low, high = 1, MOST_SEEDS  # low is not enough: one seed has no spread
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+        if not power < POWER:  # NaN from the noncentral t: the power is 1 to all digits
+            return n
+        n += 1
+    return None
 
 
 def compare(
@@ -163,8 +188,10 @@ def compare(
     tested = [at for at, level in enumerate(levels) if not level.is_baseline]
     adjusted = holm([levels[at].paired.p for at in tested])  # type: ignore[union-attr]
     for at, p in zip(tested, adjusted):
-        verdict, tone = _verdict(levels[at], p, better, resolve, len(tested), len(seeds))
-        levels[at] = replace(levels[at], p_holm=p, verdict=verdict, tone=tone)
+        tone = ""
+        if p < LEVEL:
+            tone = "good" if (levels[at].paired.difference.value < 0) == (better == "lower") else "bad"  # type: ignore[union-attr]
+        levels[at] = replace(levels[at], p_holm=p, tone=tone, resolve=resolve, comparisons=len(tested))
     return levels
 
 
@@ -208,38 +235,6 @@ def _level(factor, label, is_baseline, pairs, seeds, values) -> Level:
         paired=None if is_baseline else paired([own[s] for s in both], [theirs[s] for s in both]),
         cells=tuple(cell for cell, _ in pairs),
     )
-
-
-def _verdict(
-    level: Level, p: float, better: str, resolve: float | None, comparisons: int, planned: int
-) -> tuple[str, str]:
-    """In words, with its tone."""
-    found = level.paired
-    assert found is not None
-    difference, n = found.difference, found.difference.n
-    if n == 0:
-        return ("no verdict: no seed has finished both this and the baseline", "")
-    if n == 1:
-        return ("no verdict: one seed has no interval; whether another seed would say the same is unknown", "")
-    few = f" ({n} of {planned} seeds)" if n < planned else ""
-    if math.isfinite(p) and p < LEVEL:
-        good = (difference.value < 0) == (better == "lower")
-        return ("better" if good else "worse") + few, "good" if good else "bad"
-    if difference.value == 0 and found.spread == 0:
-        return f"no difference: the same value in every seed{few}", ""
-    if found.spread == 0:
-        return f"within noise{few}: the same difference in all {n} seeds, which are too few for a sign test", ""
-    least = abs(resolve if resolve is not None else difference.value)
-    needed = seeds_to_resolve(least, found.spread, comparisons)
-    size = f"{least:.2g}"
-    if needed is None:
-        more = f"more than {MOST_SEEDS:,} seeds would be needed to resolve a difference of {size}"
-    elif needed > n:
-        k = needed - n
-        more = f"about {k} more {'seed' if k == 1 else 'seeds'} would resolve a difference of {size}"
-    else:
-        more = f"a difference of {size} would likely have shown"
-    return f"within noise{few}; {more}", ""
 
 
 def bands(curves: Sequence[tuple[Sequence[int], Sequence[float]]]) -> list[tuple[int, Interval]]:
