@@ -203,7 +203,9 @@ def _sweep(words: list[str]) -> int:
                 made = (
                     members.make_inputs(composed, progress)
                     if options.inputs
-                    else [run] if (run := members.make_member(member, progress)) else []
+                    else [run]
+                    if (run := members.make_member(member, progress))
+                    else []
                 )
             for run in made:
                 print(f"{run.id}  {run.status}  {_short(run.directory)}")

@@ -115,7 +115,7 @@ def test_intervals_cover_what_they_say(design, n):
 @pytest.mark.parametrize("n", [2, 3, 5])
 @pytest.mark.parametrize("design", ["one_at_a_time", "grid"])
 def test_where_nothing_differs_few_sweeps_say_that_something_does(design, n):
-    """"Better" of any level in at most one sweep in twenty; "better" or "worse" as well, but for chance: Holm's bound
+    """ "Better" of any level in at most one sweep in twenty; "better" or "worse" as well, but for chance: Holm's bound
     is nearly reached, and of 1,000 sweeps two standard deviations are 14.
     """
     chance, seeds, false_better, false_any = np.random.default_rng(10 + n), list(range(n)), 0, 0

@@ -311,7 +311,9 @@ def _factors(given: Any, refuse: Any) -> dict[str, dict[str, tuple[str, ...]]]:
     return factors
 
 
-def _combinations(given: Any, design: str, factors: Mapping[str, Mapping[str, Any]], refuse: Any) -> list[dict[str, str]]:
+def _combinations(
+    given: Any, design: str, factors: Mapping[str, Mapping[str, Any]], refuse: Any
+) -> list[dict[str, str]]:
     if (design == "listed") != bool(given):
         raise refuse("`design: listed` goes with `combinations: [{factor: level}, ...]`, and no other design does")
     found = []
@@ -375,4 +377,3 @@ def _literal(value: Any) -> str:
         quoted = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{quoted}'"
     return _label(value)
-

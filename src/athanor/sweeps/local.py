@@ -121,7 +121,9 @@ def _start(
     words = [sys.executable, "-m", "athanor", "sweep", f"ablation={ablation.name}", f"member={member.number}"]
     words += ["--retries", str(retries), *ablation.given, "display.progress=plain"]
     file = (log / f"{member.number}.txt").open("ab")
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=_environment(slot, workers))
+    process = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=_environment(slot, workers)
+    )
     return Worker(member, process, slot, file, board.begin(member))
 
 

@@ -9,10 +9,12 @@ from functools import cached_property
 
 from athanor import catalog
 from athanor.errors import UserError
+from athanor.evaluation.statistics import Interval
 from athanor.report.gather import RunView
 from athanor.sweeps.ablation import Ablation, Member
-from athanor.sweeps.statistics import Cell, Level, compare, mean_interval
+from athanor.sweeps.statistics import Cell, Level, bands, compare, mean_interval
 
+BINS = 60  # of a curve that is logged more often
 Series = tuple[list[int], list[float]]
 
 
@@ -49,6 +51,21 @@ class Results:
         """The members behind a level's values."""
         return [outcome for outcome in self.outcomes if outcome.member.cell in level.cells]
 
+    def band(self, level: Level, metric: str) -> tuple[int, list[tuple[int, Interval]]]:
+        """A logged metric of a level's trainings, the mean over seeds by step; and over how many seeds.
+
+        Of a grid it is first averaged over the other factors' levels, within each seed.
+        """
+        by_seed: dict[int, list[dict[int, float]]] = {}
+        for outcome in self.of(level):
+            if metric in outcome.curves:
+                by_seed.setdefault(outcome.member.seed, []).append(dict(zip(*_binned(*outcome.curves[metric]))))
+        merged = []
+        for found in by_seed.values():
+            shared = sorted(set.intersection(*map(set, found)))
+            merged.append((shared, [sum(one[step] for one in found) / len(found) for step in shared]))
+        return len(merged), bands(merged)
+
 
 def gather(ablation: Ablation) -> Results:
     """Read every member's runs, however far they are.
@@ -71,6 +88,13 @@ def gather(ablation: Ablation) -> Results:
             mean = mean_interval(list(own.values()))
             cells.append(Level("combination", label, cell == ablation.cells[0], mean, own, missing, cells=(cell,)))
     return Results(ablation, outcomes, levels, cells)
+
+
+def _binned(steps: list[int], values: list[float]) -> Series:
+    """Means over at most BINS equal runs of points, each at its last step."""
+    width = math.ceil(len(steps) / BINS)
+    chunks = [slice(start, start + width) for start in range(0, len(steps), width)]
+    return [steps[c][-1] for c in chunks], [sum(values[c]) / len(values[c]) for c in chunks]
 
 
 def _values(outcomes: list[Outcome]) -> dict[tuple[Cell, int], float]:
