@@ -294,7 +294,8 @@ def test_each_worker_has_a_gpu_of_its_own(two):
     both = start(two, "sweep", "ablation=size", "--workers", "2", CUDA_VISIBLE_DEVICES="4,7")
     until(lambda: len(two.executions) == 2)
     (two.folder / "trouble/1-1").unlink()
-    assert both.communicate(timeout=SECONDS) and both.returncode == 0
+    both.communicate(timeout=SECONDS)
+    assert both.returncode == 0
     assert {(run.directory / "gpu.txt").read_text() for run in list_runs()} == {"4", "7"}
 
 

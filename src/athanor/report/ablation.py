@@ -309,6 +309,16 @@ def band_chart(curves: Sequence[Curve]) -> Markup:
 
 # --- the same as text -------------------------------------------------------------------------------------------------
 
+TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+} | {character: f"\\{character}" for character in "&%$#_{}"}
 HEADS = (
     "Factor",
     "Level",
@@ -422,9 +432,7 @@ def _bracketed(value: str, interval: str) -> str:
 
 
 def _tex(text: str) -> str:
-    escapes = {"\\": r"\textbackslash{}", "−": "$-$", "±": r"$\pm$", "<": "$<$", ">": "$>$", "–": "--", "~": r"\textasciitilde{}",
-               "^": r"\textasciicircum{}"} | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
-    return "".join(escapes.get(c, c) for c in text)
+    return "".join(TEX.get(character, character) for character in text)
 
 
 def _small_print(results: Results) -> str:
