@@ -23,7 +23,7 @@ class Guess:
             open_run(self.documents).path("documents.txt")
         _count(f"guess-{self.size:g}-{self.seed}")
         self._trouble()
-        loss = self.size + self.seed / 10 + 0.01 * ((self.seed * 7 + int(self.size * 10) * 3) % 5)
+        loss = self.size + self.seed / 10 + 0.01 * (self.seed**2 * int(self.size) % 5)
         for step in range(1, 11):
             context.log({"train/loss": loss + 5 / step}, step)
         (context.directory / "gpu.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))

@@ -140,7 +140,7 @@ def findings(results: Results) -> list[Finding]:
         name = level.label if level.factor == "combination" else f"{level.factor} {level.label}"
         assert level.paired is not None
         difference = level.paired.difference
-        shown = f" ({formats.signed(difference.value)} to the baseline)" if difference.n and level.tone else ""
+        shown = f", {formats.signed(difference.value)} to the baseline" if level.tone else ""
         found.append(Finding(f"{name}: {level.verdict}{shown}.", level.tone))
     diverged = [outcome for outcome in results.outcomes if outcome.status == "finished" and outcome.value is None]
     if diverged:

@@ -299,6 +299,7 @@ def _factors(given: Any, refuse: Any) -> dict[str, dict[str, tuple[str, ...]]]:
         raise refuse("`factors` must map names to levels")
     factors: dict[str, dict[str, tuple[str, ...]]] = {}
     for factor, levels in given.items():
+        found: dict[str, tuple[str, ...]]
         if isinstance(levels, list):
             found = {_label(value): (f"{factor}={_literal(value)}",) for value in levels}
         elif isinstance(levels, dict):

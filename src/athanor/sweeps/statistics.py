@@ -91,7 +91,7 @@ class Level:
         return f"within noise{few}; {more}"
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
+def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Mean over seeds with its t interval; bounds are NaN below two values, or where they do not vary."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) == 0:
