@@ -27,7 +27,7 @@ STOREYS = [
     {"train"},
     {"evaluation"},
     {"report"},
-    {"pipeline"},
+    {"pipeline", "sweeps"},
     {"cli"},
     {"__main__"},
 ]

@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
     name: str
     path: Path
-    kind: str  # prepare, train, evaluate, pipeline; "" for a file that is none of them
+    kind: str  # prepare, train, evaluate, pipeline, sweep; "" for a file that is none of them
     description: str  # its first comment
 
 
@@ -92,6 +92,8 @@ def _kind_at(path: Path, _changed: int, _size: int) -> str:
     text = re.sub(r"(?m)(^|\s)#.*$", "", path.read_text(encoding="utf-8", errors="replace"))
     if re.search(r"(?m)^steps:", text):
         return "pipeline"
+    if re.search(r"(?m)^(factors|space):", text):
+        return "sweep"
     match = re.search(r"(?ms)^defaults:(.*?)(?=^[^\s\-\]#]|\Z)", text)
     experiments = project() / "experiments"
     for reference in re.findall(r"[\[\s,\-]/([\w/\-]+)", match[1] if match else ""):

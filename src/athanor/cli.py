@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from athanor.config import Experiment
     from athanor.progress import Progress
     from athanor.runs.run import Run
+    from athanor.sweeps.ablation import Ablation
 
 VERBS = {
     "prepare": "make data: documents, tokenizers, shards, tasks",
     "train": "train a model",
     "evaluate": "measure a model",
     "pipeline": "run chained experiments and write their report",
+    "sweep": "run the members of an ablation, or one of them",
     "runs": "list the runs",
     "lineage": "walk from a run back to its raw documents, looking at every file",
     "reproduce": "rerun a run and compare every output",
@@ -78,6 +80,7 @@ def _dispatch(words: list[str]) -> int:
         raise UserError(f"there is no verb {verb!r}{catalog.suggest(verb, VERBS)}")
     action: dict[str, Callable[[list[str]], int]] = {
         "pipeline": _pipeline,
+        "sweep": _sweep,
         "runs": _runs,
         "lineage": _lineage,
         "reproduce": _reproduce,
@@ -169,6 +172,72 @@ def _pipeline(words: list[str]) -> int:
     return 0
 
 
+def _sweep(words: list[str]) -> int:
+    parser = _parser("sweep", "ablation=NAME [member=K] [key=value ...]", experiments=True)
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="members at a time; default 1")
+    parser.add_argument("--retries", type=int, default=1, metavar="N", help="for a member that fails; default 1")
+    parser.add_argument("--list", action="store_true", dest="listed", help="show the members and stop")
+    parser.add_argument("--json", action="store_true", help="with --list: a line of JSON for each")
+    parser.add_argument("--inputs", action="store_true", help="make what all members read and stop")
+    parser.add_argument("--check", action="store_true", help="compose and check all members and stop")
+    options = parser.parse_intermixed_args(words)
+    chosen, overrides = _named(options.overrides, "sweep", "ablation", "member")
+
+    from athanor.sweeps import ablation, local, members
+
+    composed = ablation.load(chosen["ablation"], overrides)
+    if options.listed:
+        _members(composed, options.json)
+        return 0
+    if options.check:
+        composed.validate()
+        print(f"ok {composed.name}: {len(composed)} members, {len(composed.cells)} for each of seeds {composed.seeds}")
+        return 0
+    if options.inputs or "member" in chosen:
+        if not chosen.get("member", "1").isdigit():
+            raise UserError(f"member={chosen['member']} must be a number from 1 to {len(composed)}")
+        member = composed.member(int(chosen.get("member", 1)))
+
+        def work() -> None:
+            with _stoppable(), _progress(member.experiment) as progress:
+                made = (
+                    members.make_inputs(composed, progress)
+                    if options.inputs
+                    else [run]
+                    if (run := members.make_member(member, progress))
+                    else []
+                )
+            for run in made:
+                print(f"{run.id}  {run.status}  {_short(run.directory)}")
+
+        members.with_retries(work, ["sweep", *words], options.retries)
+        return 0
+    with _stoppable(), _progress(composed.first) as progress:
+        ending = local.sweep(composed, workers=options.workers, retries=options.retries, progress=progress)
+    done = len(ending.before) + len(ending.finished)
+    print(f"{composed.name}: {done} of {len(composed)} members finished, {len(ending.before)} of them before")
+    for member in ending.failed:
+        print(f"failed: {member.number}, {member.title}; {_short(composed.directory / 'log' / f'{member.number}.txt')}")
+    if ending.left:
+        print(f"not begun: {len(ending.left)}; {ending.reason}")
+    print(f"report: athanor report {' '.join(composed.command.split()[2:])}")
+    return 0 if done == len(composed) else 1
+
+
+def _members(composed: Ablation, as_json: bool) -> None:
+    rows: list[tuple[str, ...]] = [("member", "status", *composed.factors, "seed", "run")]
+    for member in composed.members:
+        run = f"{member.target.name}/{member.target.fingerprint}"
+        if as_json:
+            import json
+
+            shown = {"member": member.number, "status": member.status(), "levels": member.levels, "seed": member.seed}
+            print(json.dumps({**shown, "run": run, "directory": str(member.target.directory)}, ensure_ascii=False))
+        rows.append((str(member.number), member.status(), *member.levels.values(), str(member.seed), run))
+    if not as_json:
+        _table(rows)
+
+
 def _runs(words: list[str]) -> int:
     parser = _parser("runs", "[NAME]")
     parser.add_argument("name", nargs="?", default="", help="only runs whose name holds this")
@@ -238,6 +307,8 @@ def _reproduce(words: list[str]) -> int:
 
 
 def _report(words: list[str]) -> int:
+    if any(word.startswith("ablation=") for word in words):
+        return _ablation_report(words)
     parser = _parser("report", "RUN_OR_PIPELINE [-o FILE]")
     parser.add_argument("source", help=f"a pipeline's name or folder, or {RUN_HELP}")
     parser.add_argument("-o", "--output", help="where to write it; default: report.html in its folder")
@@ -255,6 +326,24 @@ def _report(words: list[str]) -> int:
     from athanor import report
 
     print(_short(report.write(source, Path(options.output) if options.output else source / "report.html")))
+    return 0
+
+
+def _ablation_report(words: list[str]) -> int:
+    parser = _parser("report", "ablation=NAME [key=value ...]", experiments=True)
+    chosen, overrides = _named(parser.parse_intermixed_args(words).overrides, "report", "ablation")
+
+    from athanor.sweeps import ablation, results
+
+    found = results.gather(ablation.load(chosen["ablation"], overrides))
+
+    from athanor.report import ablation as page
+
+    for level in found.levels:
+        if level.verdict:
+            print(f"{level.factor} {level.label}: {level.verdict}")
+    for path in page.write(found, found.ablation.directory):
+        print(_short(path))
     return 0
 
 
@@ -310,6 +399,14 @@ def _chosen(verb: str, words: Sequence[str]) -> tuple[str, list[str]]:
         raise UserError(f"{said}: `athanor {verb} experiment=NAME`; there are: {', '.join(known) or 'none'}")
     catalog.find(names[0], verb)
     return names[0], [word for word in words if not word.startswith("experiment=")]
+
+
+def _named(words: Sequence[str], verb: str, *names: str) -> tuple[dict[str, str], list[str]]:
+    """What a command line names, the first of `names` being necessary, and its overrides."""
+    pairs = [(name, text) for name, sign, text in (word.partition("=") for word in words) if sign and name in names]
+    if [name for name, _ in pairs].count(names[0]) != 1 or len(dict(pairs)) < len(pairs):
+        raise UserError(f"say one {names[0]}: `athanor {verb} {names[0]}=NAME`; `athanor sweep --help` lists them")
+    return dict(pairs), [word for word in words if word.partition("=")[0] not in names]
 
 
 def _with(experiment: Experiment, execution: Sequence[str]) -> Experiment:

@@ -20,12 +20,16 @@ _held: set[Path] = (
 )  # by this process, to which its own locks are no obstacle and which loses one by closing any copy
 
 
+class LockedError(UserError):
+    """Another process holds the lock."""
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold the lock of a directory, which is made if need be.
 
     Raises:
-        UserError: a process holds it already.
+        LockedError: a process holds it already.
     """
     path = directory.resolve() / NAME
     if path in _held:
@@ -38,7 +42,7 @@ def locked(directory: Path) -> Iterator[None]:
         except OSError:
             holder = os.read(descriptor, 32).decode() or "?"
             os.close(descriptor)
-            raise UserError(f"process {holder} is working on {directory}; wait for it, or end it first") from None
+            raise LockedError(f"process {holder} is working on {directory}; wait for it, or end it first") from None
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             break
         os.close(descriptor)  # its holder removed it between our open and our lock

@@ -1,0 +1,380 @@
+"""An ablation's file and the members it stands for, each an ordinary content-addressed run.
+
+`experiments/ablations/NAME.yaml`, its first comment being what `--help` shows:
+
+    base: pretrain/demo                 # the experiment whose parts are varied
+    overrides: [max_steps=600]          # of every member; may be left out
+    design: one_at_a_time               # or grid, or listed with `combinations: [{factor: level, ...}, ...]`
+    factors:                            # the first level of each factor is the baseline
+      data.sequence_length: [256, 128]  # a key and its values ...
+      optimizer:                        # ... or a name, and the overrides that each level means
+        muon: []
+        adamw: [optimizer=adamw, ~optimizer.matrix_lr]
+    seeds: [1, 2, 3]
+    metric: {name: validation/loss, better: lower, resolve: 0.02}
+    measure: {experiment: evaluate/demo, input: model}   # where the metric is measured; else by the base itself
+    budget: {members: 12, hours: 1}     # refused beyond; hours of all members together
+
+Members are numbered from 1, seed by seed: with another seed only new numbers are added, and after the first seed every
+comparison has been made once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from athanor import catalog, config
+from athanor.config import Experiment
+from athanor.errors import UserError
+from athanor.runs import store
+from athanor.runs.run import MANIFEST, Run
+
+KEYS = ("base", "overrides", "design", "combinations", "factors", "seeds", "metric", "measure", "budget")
+DESIGNS = ("one_at_a_time", "grid", "listed")
+
+Cell = tuple[str, ...]  # one level a factor, in the order of the factors
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    better: str  # "lower" or "higher"
+    resolve: float | None = None  # the smallest difference worth knowing
+
+
+@dataclass(frozen=True)
+class Member:
+    """One cell of the design with one seed. `target` is the run whose metric counts."""
+
+    number: int
+    seed: int
+    levels: dict[str, str]
+    experiment: Experiment
+    measured: Experiment | None = None
+
+    @property
+    def target(self) -> Experiment:
+        return self.measured or self.experiment
+
+    @property
+    def cell(self) -> Cell:
+        return tuple(self.levels.values())
+
+    @property
+    def title(self) -> str:
+        return " ".join((*self.levels.values(), f"seed {self.seed}"))
+
+    def runs(self) -> list[Run]:
+        """Its own runs that exist, in the order they are made."""
+        own = (self.experiment, self.measured) if self.measured else (self.experiment,)
+        return [Run(entry.directory) for entry in own if (entry.directory / MANIFEST).is_file()]
+
+    def status(self) -> str:
+        """finished, running, failed, interrupted, or waiting."""
+        if store.is_finished(self.target):
+            return "finished"
+        made = self.runs()
+        return "waiting" if not made or made[-1].status == "finished" else made[-1].status
+
+    def seconds(self) -> float:
+        """Of its own runs so far, failed attempts included."""
+        return sum(run.manifest["seconds"] for run in self.runs())
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A design and its file; `members` composes all, `member` one."""
+
+    name: str  # without ablations/
+    description: str
+    base: str
+    overrides: tuple[str, ...]  # the file's and then the command line's
+    given: tuple[str, ...]  # the command line's
+    design: str
+    factors: dict[str, dict[str, tuple[str, ...]]]
+    cells: list[Cell]
+    seeds: list[int]
+    metric: Metric
+    measure: dict[str, Any] | None
+    budget: dict[str, float]
+
+    @property
+    def command(self) -> str:
+        import shlex
+
+        return shlex.join(("athanor", "sweep", f"ablation={self.name}", *self.given))
+
+    @property
+    def directory(self) -> Path:
+        """Where its report and the words of its members go; members' runs are where all runs are."""
+        science = [re.sub(r"[^\w.=+-]+", "_", text) for text in self.given if not config.is_execution(text)]
+        return self._root / "ablations" / ",".join([self.name, *sorted(science)])[:200]
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        return {factor: list(levels) for factor, levels in self.factors.items()}
+
+    def __len__(self) -> int:
+        return len(self.cells) * len(self.seeds)
+
+    @cached_property
+    def members(self) -> list[Member]:
+        """All, composed.
+
+        Raises:
+            UserError: one does not compose, or two are the same run.
+        """
+        members = [self.member(number) for number in range(1, len(self) + 1)]
+        seen: dict[Path, Member] = {}
+        for member in members:
+            other = seen.setdefault(member.target.directory, member)
+            if other is not member:
+                raise UserError(
+                    f"{self._file}: {member.title!r} is the same run as {other.title!r}, so there is nothing to "
+                    f"compare; a level's overrides must change the science of {self.base}"
+                )
+        return members
+
+    def member(self, number: int) -> Member:
+        """The member of that number, composed."""
+        if not 1 <= number <= len(self):
+            raise UserError(f"ablation {self.name} has members 1 to {len(self)}, not {number}")
+        seed, cell = self.seeds[(number - 1) // len(self.cells)], self.cells[(number - 1) % len(self.cells)]
+        levels = dict(zip(self.factors, cell))
+        # What departs from the baseline comes last: it may delete a key that another factor's baseline sets.
+        departing = sorted(levels.items(), key=lambda item: item[1] != self.labels[item[0]][0])
+        own = [override for factor, label in departing for override in self.factors[factor][label]]
+        experiment = config.load(self.base, (*self.overrides, *own, f"seed={seed}"), stand_ins=self._shared)
+        measured = None
+        if self.measure:
+            measured = config.load(
+                self.measure["experiment"],
+                (*self.measure.get("overrides", ()), *self._execution),
+                inputs={self.measure["input"]: experiment},
+                stand_ins=self._shared,
+            )
+        return Member(number, seed, levels, experiment, measured)
+
+    def validate(self) -> None:
+        """Raise one UserError with the problems of all members, each once."""
+        problems: dict[str, None] = {}
+        for member in self.members:
+            for experiment in filter(None, (member.experiment, member.measured)):
+                try:
+                    experiment.validate()
+                except UserError as error:
+                    problems[f"{', '.join(member.levels.values())}: {error}".replace("\n  - ", "\n      - ")] = None
+        if problems:
+            raise UserError("\n  - ".join((f"ablation {self.name} cannot run:", *problems)))
+
+    def inputs(self) -> list[Experiment]:
+        """The unfinished runs that every member waits for, in the order to make them."""
+        own = {entry.directory for member in self.members for entry in (member.experiment, member.target)}
+        waiting = [
+            {e.directory: e for e in (*store.unfinished_inputs(m.experiment), *store.unfinished_inputs(m.target))}
+            for m in self.members
+            if not store.is_finished(m.target)
+        ]
+        common = set.intersection(*map(set, waiting)) - own if waiting else set()
+        return [experiment for directory, experiment in (waiting[0].items() if waiting else ()) if directory in common]
+
+    def over_budget(self) -> str:
+        """Why no further member may begin; "" while one may."""
+        hours = self.budget.get("hours", math.inf)
+        spent = sum(member.seconds() for member in self.members) / 3600
+        return f"{spent:.2g} of {hours:g} hours are spent" if spent >= hours else ""
+
+    @property
+    def _file(self) -> str:
+        return f"experiments/ablations/{self.name}.yaml"
+
+    @cached_property
+    def _execution(self) -> list[str]:
+        assert self.measure
+        return config.applicable(self.measure["experiment"], list(filter(config.is_execution, self.overrides)))
+
+    @cached_property
+    def first(self) -> Experiment:
+        """The base with what all members have, no level chosen."""
+        return config.load(self.base, self.overrides)
+
+    @property
+    def _root(self) -> Path:
+        return Path(self.first.config["paths"]["runs"])
+
+    @cached_property
+    def _shared(self) -> dict[str, Experiment]:
+        """The base's inputs, near and far, that were composed without overrides of their own: composed once for all."""
+        return {e.name: e for e in self.first.upstream() if all(map(config.is_execution, e.overrides))}
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Ablation:
+    """Read `experiments/ablations/NAME.yaml`.
+
+    Args:
+        overrides: of every member, in Hydra's syntax.
+
+    Raises:
+        UserError: there is no such file, or it is not as described above.
+    """
+    name = name.removeprefix("ablations/")
+    entry = catalog.find(f"ablations/{name}", "sweep")
+    file = f"experiments/ablations/{name}.yaml"
+    text = _read(entry.path, file)
+
+    def refuse(problem: str) -> UserError:
+        return UserError(f"{file}: {problem}")
+
+    if wrong := sorted(set(text) - set(KEYS)):
+        raise refuse(f"unknown key {wrong[0]!r}{catalog.suggest(wrong[0], KEYS)}")
+    if missing := [key for key in ("base", "factors", "seeds", "metric") if not text.get(key)]:
+        raise refuse(f"say `{missing[0]}: ...`")
+    design = text.get("design", "one_at_a_time")
+    if design not in DESIGNS:
+        raise refuse(f"there is no design {design!r}{catalog.suggest(str(design), DESIGNS)}")
+    factors = _factors(text["factors"], refuse)
+    combinations = _combinations(text.get("combinations"), design, factors, refuse)
+    seeds = text["seeds"]
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise refuse("`seeds` must be a list of different whole numbers")
+    ablation = Ablation(
+        name=name,
+        description=entry.description,
+        base=str(text["base"]),
+        overrides=(*_words(text.get("overrides"), "overrides", refuse), *overrides),
+        given=tuple(overrides),
+        design=design,
+        factors=factors,
+        cells=layout({factor: list(levels) for factor, levels in factors.items()}, design, combinations),
+        seeds=seeds,
+        metric=_metric(text["metric"], refuse),
+        measure=_measure(text.get("measure"), refuse),
+        budget=_budget(text.get("budget"), refuse),
+    )
+    if len(ablation) > (most := ablation.budget.get("members", math.inf)):
+        raise refuse(f"{len(ablation)} members are more than budget.members, {most:g}; raise it or vary less")
+    return ablation
+
+
+def layout(
+    factors: Mapping[str, Sequence[str]], design: str, combinations: Sequence[Mapping[str, str]] = ()
+) -> list[Cell]:
+    """The cells of a design, baseline first.
+
+    Args:
+        design: "one_at_a_time", "grid", or "listed", where `combinations` name levels and what they leave out is at
+            its baseline.
+    """
+    base = {factor: labels[0] for factor, labels in factors.items()}
+    if design == "grid":
+        cells = [dict(zip(factors, combination)) for combination in itertools.product(*factors.values())]
+    elif design == "one_at_a_time":
+        cells = [base, *(base | {factor: label} for factor, labels in factors.items() for label in labels[1:])]
+    else:
+        cells = [base, *(base | dict(combination) for combination in combinations)]
+    return list(dict.fromkeys(tuple(cell.values()) for cell in cells))
+
+
+def _read(path: Path, file: str) -> dict[str, Any]:
+    try:
+        text = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{file}, line {line}: {error.problem}") from error
+    return text
+
+
+def _factors(given: Any, refuse: Any) -> dict[str, dict[str, tuple[str, ...]]]:
+    if not isinstance(given, dict):
+        raise refuse("`factors` must map names to levels")
+    factors: dict[str, dict[str, tuple[str, ...]]] = {}
+    for factor, levels in given.items():
+        found: dict[str, tuple[str, ...]]
+        if isinstance(levels, list):
+            found = {_label(value): (f"{factor}={_literal(value)}",) for value in levels}
+        elif isinstance(levels, dict):
+            found = {_label(k): _words(v, f"factors.{factor}.{_label(k)}", refuse) for k, v in levels.items()}
+        else:
+            raise refuse(f"factor {factor} needs a list of values, or a mapping of levels to overrides")
+        if len(found) < 2 or len(found) < len(levels):
+            raise refuse(f"factor {factor} needs at least two different levels, the first being the baseline")
+        factors[str(factor)] = found
+    return factors
+
+
+def _combinations(
+    given: Any, design: str, factors: Mapping[str, Mapping[str, Any]], refuse: Any
+) -> list[dict[str, str]]:
+    if (design == "listed") != bool(given):
+        raise refuse("`design: listed` goes with `combinations: [{factor: level}, ...]`, and no other design does")
+    found = []
+    for combination in given or ():
+        if not isinstance(combination, dict) or not combination:
+            raise refuse("each of `combinations` must map factors to levels")
+        for factor, level in combination.items():
+            if factor not in factors:
+                raise refuse(f"combinations name a factor {factor!r}{catalog.suggest(str(factor), factors)}")
+            if _label(level) not in factors[factor]:
+                hint = catalog.suggest(_label(level), factors[factor])
+                raise refuse(f"factor {factor} has no level {_label(level)!r}{hint}")
+        found.append({str(factor): _label(level) for factor, level in combination.items()})
+    return found
+
+
+def _metric(given: Any, refuse: Any) -> Metric:
+    if not isinstance(given, dict) or not given.get("name") or given.get("better") not in ("lower", "higher"):
+        raise refuse("`metric` must be `{name: ..., better: lower}` or `better: higher`")
+    if wrong := sorted(set(given) - {"name", "better", "resolve"}):
+        raise refuse(f"metric has no {wrong[0]!r}{catalog.suggest(wrong[0], ['name', 'better', 'resolve'])}")
+    resolve = given.get("resolve")
+    if resolve is not None and not (isinstance(resolve, int | float) and resolve > 0):
+        raise refuse("metric.resolve must be a number above 0")
+    return Metric(given["name"], given["better"], resolve)
+
+
+def _measure(given: Any, refuse: Any) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict) or not given.get("experiment") or not given.get("input"):
+        raise refuse("`measure` must be `{experiment: ..., input: the input that is to be the member's run}`")
+    if wrong := sorted(set(given) - {"experiment", "input", "overrides"}):
+        raise refuse(f"measure has no {wrong[0]!r}{catalog.suggest(wrong[0], ['experiment', 'input', 'overrides'])}")
+    return given | {"overrides": _words(given.get("overrides"), "measure.overrides", refuse)}
+
+
+def _budget(given: Any, refuse: Any) -> dict[str, float]:
+    if given is None:
+        return {}
+    sound = isinstance(given, dict) and all(isinstance(v, int | float) and v > 0 for v in given.values())
+    if not sound or set(given) - {"members", "hours"}:
+        raise refuse("`budget` must be `{members: N, hours: H}`, or one of them, each above 0")
+    return given
+
+
+def _words(given: Any, where: str, refuse: Any) -> tuple[str, ...]:
+    words = [given] if isinstance(given, str) else given or []
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise refuse(f"{where} must be a list of overrides such as `optimizer.lr=1e-3`")
+    return tuple(words)
+
+
+def _label(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _literal(value: Any) -> str:
+    """A value in Hydra's syntax."""
+    if isinstance(value, str) and not re.fullmatch(r"[\w.+/-]*", value, re.ASCII):
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{quoted}'"
+    return _label(value)
