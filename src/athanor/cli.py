@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from athanor import __version__, catalog
+from athanor import __version__, catalog, signals
 from athanor.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ Raw text to an aligned, evaluated language model, with a lineage for every numbe
 
   athanor pipeline experiment=pipelines/demo
 
-Exit codes: 0 done, 1 failed, 2 something to correct, 130 or 143 interrupted (the same command goes on)."""
+Exit codes: 0 done, 1 failed, 2 something to correct, 75, 130 or 143 interrupted (the same command goes on)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +82,8 @@ def _dispatch(words: list[str]) -> int:
         "reproduce": _reproduce,
         "report": _report,
     }
-    return action[verb](words) if verb in action else _experiment(verb, words)
+    with signals.handled(note=verb == "train"):
+        return action[verb](words) if verb in action else _experiment(verb, words)
 
 
 # The verbs
@@ -121,7 +121,7 @@ def _experiment(verb: str, words: list[str]) -> int:
     for entry in (*before, experiment):
         entry.validate()
     done = store.is_finished(experiment) and not options.force
-    with _stoppable(), _progress(experiment) as progress:
+    with _progress(experiment) as progress:
         if before:
             progress.plan([entry.name for entry in (*before, experiment)])
         for entry in before:
@@ -155,7 +155,7 @@ def _pipeline(words: list[str]) -> int:
     from athanor.runs.context import rank
 
     done = {step for step, experiment in composed.steps.items() if store.is_finished(experiment) and not options.force}
-    with _stoppable(), _progress(next(iter(composed.steps.values()))) as progress:
+    with _progress(next(iter(composed.steps.values()))) as progress:
         runs = pipeline.run(composed, force=options.force, progress=progress)
     if rank() > 0:
         return 0
@@ -231,7 +231,7 @@ def _reproduce(words: list[str]) -> int:
     from athanor.runs import reproduce
     from athanor.runs.run import open_run
 
-    with _stoppable(), Progress() as progress:
+    with Progress() as progress:
         result = reproduce.reproduce(open_run(options.run), anyway=options.anyway, progress=progress)
     print(result["text"])
     return 0 if result["verdict"] == "bit-identical" else 1
@@ -328,26 +328,13 @@ def _progress(experiment: Experiment) -> Progress:
     return Progress(experiment.config["display"]["progress"], quiet=rank() > 0)
 
 
-class _stoppable:  # noqa: N801
-    """SIGTERM ends the block by SystemExit(143), so that the run under way is written down as interrupted."""
-
-    def __enter__(self) -> None:
-        def stop(number: int, frame: Any) -> NoReturn:
-            raise SystemExit(128 + signal.SIGTERM)
-
-        self.previous = signal.signal(signal.SIGTERM, stop)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self.previous)
-
-
 def _interrupted(error: BaseException) -> int:
     from athanor.runs.context import rank
 
     code = error.code if isinstance(error, SystemExit) else 130
     if code == 1 and isinstance(error.__context__, KeyboardInterrupt):  # as Lightning ends on Ctrl-C
         code = 130
-    if code in (130, 143) and rank() == 0:
+    if code in signals.INTERRUPTED and rank() == 0:
         print("athanor: interrupted; the same command goes on", file=sys.stderr)
     return code if isinstance(code, int) else 0 if code is None else 1
 

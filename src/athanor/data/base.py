@@ -15,6 +15,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from athanor import signals
 from athanor.data.formats import read_records
 from athanor.data.order import order
 from athanor.errors import UserError
@@ -203,7 +204,7 @@ class Data(LightningDataModule):
         workers = self.plan.num_workers
         return DataLoader(
             dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(), **arguments,
+            pin_memory=torch.cuda.is_available(), worker_init_fn=signals.ignore, **arguments,
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,8 @@ _held: set[Path] = (
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory, which is made if need be.
+def locked(directory: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a directory, which is made if need be; wait for it up to `patience` seconds.
 
     Raises:
         UserError: a process holds it already.
@@ -30,6 +31,7 @@ def locked(directory: Path) -> Iterator[None]:
     path = directory.resolve() / NAME
     if path in _held:
         raise UserError(f"{directory} is being written by this very process")
+    until = time.monotonic() + patience
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -38,6 +40,9 @@ def locked(directory: Path) -> Iterator[None]:
         except OSError:
             holder = os.read(descriptor, 32).decode() or "?"
             os.close(descriptor)
+            if time.monotonic() < until:
+                time.sleep(0.5)
+                continue
             raise UserError(f"process {holder} is working on {directory}; wait for it, or end it first") from None
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             break
