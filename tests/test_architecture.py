@@ -29,6 +29,7 @@ STOREYS = [
     {"report"},
     {"pipeline"},
     {"cluster"},
+    {"cluster"},
     {"cli"},
     {"__main__"},
 ]

@@ -21,6 +21,9 @@ VERBS = {
     "train": "train a model",
     "evaluate": "measure a model",
     "pipeline": "run chained experiments and write their report",
+    "submit": "send an experiment or a pipeline to SLURM",
+    "jobs": "list the jobs sent to SLURM, and how far their runs are",
+    "cancel": "end jobs; a training saves itself first",
     "runs": "list the runs",
     "lineage": "walk from a run back to its raw documents, looking at every file",
     "reproduce": "rerun a run and compare every output",
@@ -77,6 +80,9 @@ def _dispatch(words: list[str]) -> int:
         raise UserError(f"there is no verb {verb!r}{catalog.suggest(verb, VERBS)}")
     action: dict[str, Callable[[list[str]], int]] = {
         "pipeline": _pipeline,
+        "submit": _submit,
+        "jobs": _jobs,
+        "cancel": _cancel,
         "runs": _runs,
         "lineage": _lineage,
         "reproduce": _reproduce,
@@ -166,6 +172,84 @@ def _pipeline(words: list[str]) -> int:
     _table(rows)
     if page := pipeline.report_path(composed):
         print(f"\nreport: {_short(page)}")
+    return 0
+
+
+def _submit(words: list[str]) -> int:
+    parser = _parser("submit", "VERB experiment=NAME cluster=NAME [key=value ...]")
+    parser.add_argument("verb", choices=("prepare", "train", "evaluate", "pipeline"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for that verb")
+    parser.add_argument("--print", action="store_true", dest="show", help="check, show the calls of sbatch, and stop")
+    options = parser.parse_intermixed_args(words)
+    name, overrides = _chosen(options.verb, options.overrides)
+
+    from athanor.cluster import jobs, submission
+
+    waiting: dict[str, str] = {}
+    if options.verb == "pipeline":
+        found, waiting = submission.prepare_pipeline(name, overrides)
+    else:
+        single = submission.prepare(options.verb, name, overrides)
+        found = {} if single is None else {name: single}
+    if not found:
+        print("already done")
+        return 0
+    if options.show:
+        for one in found.values():
+            print(submission.command(one))
+        return 0
+    numbers = submission.send(found, waiting)
+    _table([(f"job {number}", key, found[key].title if key != "report" else "") for key, number in numbers.items()])
+    first = next(iter(numbers.values()))
+    folder = next(iter(found.values())).experiment.directory.parents[name.count("/") + 1] / jobs.FOLDER
+    print(f"follow:  athanor jobs  |  tail -F {_short(folder)}/{first}.txt\nend:     athanor cancel {first}")
+    return 0
+
+
+def _jobs(words: list[str]) -> int:
+    parser = _parser("jobs", "[NAME]")
+    parser.add_argument("name", nargs="?", default="", help="only jobs of runs whose name holds this")
+    parser.add_argument("--all", action="store_true", help="those that have left the queue too, not only the last ten")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each job")
+    options = parser.parse_args(words)
+
+    from athanor.cluster import jobs
+    from athanor.progress import clock
+
+    found = [job for job in jobs.listed() if options.name in job.name]
+    ended = [job for job in found if not job.live]
+    shown = found if options.all else [*ended[-10:], *(job for job in found if job.live)]
+    if options.json:
+        for job in shown:
+            print(job.as_json())
+        return 0
+    if not shown:
+        print(f"no jobs in {_short(catalog.runs_root())}")
+        return 0
+    rows = [("job", "run", "state", "restarts", "step", "loss", "needs", "has")]
+    for job in shown:
+        step = "" if job.step is None else f"{job.step}/{job.steps}" if job.steps else str(job.step)
+        state = f"{job.state} ({job.reason})" if job.reason else job.state
+        loss, needs = "" if job.loss is None else _number(job.loss), "" if job.needs is None else clock(job.needs)
+        run = f"{job.name}/{job.fingerprint[:8]}"
+        rows.append((job.id, run, state, str(job.restarts or ""), step, loss, needs, job.has))
+    _table(rows)
+    for job in shown:
+        if job.live or job.state not in ("COMPLETED", "FINISHED"):
+            for line in job.tail:
+                print(f"{job.id}: {line[:160]}")
+    return 0
+
+
+def _cancel(words: list[str]) -> int:
+    parser = _parser("cancel", "JOB_OR_RUN [...]")
+    parser.add_argument("jobs", nargs="+", help="a job's number, or of a run its folder, experiment or beginning")
+    options = parser.parse_args(words)
+
+    from athanor.cluster import jobs
+
+    for job in jobs.cancel(options.jobs):
+        print(f"cancelled {job.id}  {job.name}")
     return 0
 
 
