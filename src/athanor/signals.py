@@ -41,7 +41,7 @@ def handled(*, note: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        _noting = before
+        _noted, _noting = 0, before
         for number, handler in previous.items():
             signal.signal(number, handler)
 

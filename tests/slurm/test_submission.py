@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from furnace_project import read_json
+from furnace_project import read_json, steps
 from slurm_project import TWO_NODES, Cluster, Rehearsal, listed, run_of, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -97,6 +97,39 @@ def test_a_pipeline_is_a_chain_of_jobs(rehearsal: Rehearsal, cluster: Cluster, t
         assert cluster.wait(number)["JobState"] == "COMPLETED"
     assert (tmp_path / "pipelines/two/report.html").is_file()
     assert rehearsal.run("submit", *words).out == "already done\n"
+
+
+def test_modules_environment_and_container_are_made_in_the_job(
+    rehearsal: Rehearsal, cluster: Cluster, tmp_path: Path
+) -> None:
+    """With a module command, a `python` on the environment's path and an apptainer that say that they were called."""
+    called, folder = tmp_path / "called", tmp_path / "bin"
+    folder.mkdir()
+    real = rehearsal.environment["ATHANOR_PYTHON"]
+    commands = {
+        "python": f'echo "python $2 $3" >>{called}; exec {real} "$@"',
+        "apptainer": f'echo "apptainer $1 $2 $3" >>{called}; shift 3; exec "$@"',
+    }
+    for name, text in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    activate = tmp_path / "activate"
+    activate.write_text(f"export PATH={folder}:$PATH\n")
+    words = [
+        "prepare",
+        "experiment=tasks/demo",
+        "cluster=local-slurm",
+        f"paths.runs={tmp_path}/runs",
+        "job.documents=8",
+    ]
+    words += [f"cluster.slurm.environment={activate}", "cluster.slurm.modules=[cuda/12,gcc]"]
+    words += ["cluster.slurm.container=image.sif", *steps()["tasks"]["overrides"]]
+    module = f'() {{ echo "module $*" >>{called}; }}'
+    number = submitted(rehearsal.run("submit", *words, **{"BASH_FUNC_module%%": module}))["tasks/demo"]
+    assert cluster.wait(number)["JobState"] == "COMPLETED"
+    assert called.read_text().splitlines() == [
+        "module load cuda/12 gcc", "apptainer exec --nv image.sif", "python athanor prepare",
+    ]  # fmt: skip
 
 
 def test_what_follows_a_failed_job_does_not_wait_for_ever(
