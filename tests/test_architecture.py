@@ -16,18 +16,19 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # what makes them.
 READING = ("files", "lock", "run")
 STOREYS = [
-    {"errors", "split", "batches", "functional", "schedules", "optimizers", "progress"},
+    {"errors", "split", "batches", "functional", "schedules", "optimizers", "progress", "signals", "slurm"},
     {"catalog", "signatures", "schema", "checker", "runs.reading"},
     {"config"},
     {"runs"},
     {"models", "corpus", "rollout"},
     {"data"},
     {"algorithms"},
-    {"callbacks"},
+    {"callbacks", "placement"},
     {"train"},
     {"evaluation"},
     {"report"},
     {"pipeline", "sweeps"},
+    {"cluster"},
     {"cli"},
     {"__main__"},
 ]

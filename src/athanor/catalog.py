@@ -37,6 +37,11 @@ def project() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
+def source() -> Path:
+    """The folder that configs/ and experiments/ are taken from: the project, or the copy of it made for a SLURM job."""
+    return Path(code).resolve() if (code := os.environ.get("ATHANOR_CODE")) else project()
+
+
 def runs_root() -> Path:
     """Where runs are kept unless an experiment says otherwise: $ATHANOR_RUNS, else `runs` in the project."""
     return project() / os.environ.get("ATHANOR_RUNS", "runs")
@@ -44,14 +49,14 @@ def runs_root() -> Path:
 
 def entries(kind: str | None = None) -> list[Entry]:
     """Every experiment (of one kind), by name."""
-    folder = project() / "experiments"
+    folder = source() / "experiments"
     texts = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
     return [entry for name, path in texts.items() if kind in (None, (entry := _entry(name, path)).kind)]
 
 
 def find(name: str, kind: str | None = None) -> Entry:
     """The experiment of that name and kind, or a UserError that names the nearest, or the right verb."""
-    path = project() / "experiments" / f"{name}.yaml"
+    path = source() / "experiments" / f"{name}.yaml"
     if not path.is_file():
         names = [entry.name for entry in entries() if entry.kind and (kind is None or entry.kind == kind)]
         raise UserError(f"there is no experiment {name!r}{suggest(name, names)}")
@@ -95,7 +100,7 @@ def _kind_at(path: Path, _changed: int, _size: int) -> str:
     if re.search(r"(?m)^(factors|space):", text):
         return "sweep"
     match = re.search(r"(?ms)^defaults:(.*?)(?=^[^\s\-\]#]|\Z)", text)
-    experiments = project() / "experiments"
+    experiments = source() / "experiments"
     for reference in re.findall(r"[\[\s,\-]/([\w/\-]+)", match[1] if match else ""):
         if reference in KINDS:
             return str(reference)

@@ -44,6 +44,9 @@ def check(
     for key, value in config.items():
         if key in execution and isinstance(value, dict) and "_target_" not in value and hasattr(schema, key):
             problems += _arguments(value, signature(f"{schema.__name__}.{key}"), key, key, set())
+            if key == "cluster" and isinstance(value.get("slurm"), dict):
+                slurm = signature(f"{schema.__name__}.slurm")
+                problems += _arguments(value["slurm"], slurm, "cluster.slurm", "cluster.slurm", set())
         else:
             problems += _nodes(value, key, allowed)
     return list(dict.fromkeys(problems))

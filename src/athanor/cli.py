@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from athanor import __version__, catalog
+from athanor import __version__, catalog, signals
 from athanor.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +23,9 @@ VERBS = {
     "evaluate": "measure a model",
     "pipeline": "run chained experiments and write their report",
     "sweep": "run the members of an ablation, or one of them",
+    "submit": "send an experiment or a pipeline to SLURM",
+    "jobs": "list the jobs sent to SLURM, and how far their runs are",
+    "cancel": "end jobs; a training saves itself first",
     "runs": "list the runs",
     "lineage": "walk from a run back to its raw documents, looking at every file",
     "reproduce": "rerun a run and compare every output",
@@ -40,7 +42,7 @@ Raw text to an aligned, evaluated language model, with a lineage for every numbe
 
   athanor pipeline experiment=pipelines/demo
 
-Exit codes: 0 done, 1 failed, 2 something to correct, 130 or 143 interrupted (the same command goes on)."""
+Exit codes: 0 done, 1 failed, 2 something to correct, 75, 130 or 143 interrupted (the same command goes on)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,12 +83,16 @@ def _dispatch(words: list[str]) -> int:
     action: dict[str, Callable[[list[str]], int]] = {
         "pipeline": _pipeline,
         "sweep": _sweep,
+        "submit": _submit,
+        "jobs": _jobs,
+        "cancel": _cancel,
         "runs": _runs,
         "lineage": _lineage,
         "reproduce": _reproduce,
         "report": _report,
     }
-    return action[verb](words) if verb in action else _experiment(verb, words)
+    with signals.handled(note=verb == "train"):
+        return action[verb](words) if verb in action else _experiment(verb, words)
 
 
 # The verbs
@@ -124,7 +130,7 @@ def _experiment(verb: str, words: list[str]) -> int:
     for entry in (*before, experiment):
         entry.validate()
     done = store.is_finished(experiment) and not options.force
-    with _stoppable(), _progress(experiment) as progress:
+    with _progress(experiment) as progress:
         if before:
             progress.plan([entry.name for entry in (*before, experiment)])
         for entry in before:
@@ -158,7 +164,7 @@ def _pipeline(words: list[str]) -> int:
     from athanor.runs.context import rank
 
     done = {step for step, experiment in composed.steps.items() if store.is_finished(experiment) and not options.force}
-    with _stoppable(), _progress(next(iter(composed.steps.values()))) as progress:
+    with _progress(next(iter(composed.steps.values()))) as progress:
         runs = pipeline.run(composed, force=options.force, progress=progress)
     if rank() > 0:
         return 0
@@ -238,6 +244,84 @@ def _members(composed: Ablation, as_json: bool) -> None:
         _table(rows)
 
 
+def _submit(words: list[str]) -> int:
+    parser = _parser("submit", "VERB experiment=NAME cluster=NAME [key=value ...]")
+    parser.add_argument("verb", choices=("prepare", "train", "evaluate", "pipeline"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for that verb")
+    parser.add_argument("--print", action="store_true", dest="show", help="check, show the calls of sbatch, and stop")
+    options = parser.parse_intermixed_args(words)
+    name, overrides = _chosen(options.verb, options.overrides)
+
+    from athanor.cluster import jobs, submission
+
+    waiting: dict[str, str] = {}
+    if options.verb == "pipeline":
+        found, waiting = submission.prepare_pipeline(name, overrides)
+    else:
+        single = submission.prepare(options.verb, name, overrides)
+        found = {} if single is None else {name: single}
+    if not found:
+        print("already done")
+        return 0
+    if options.show:
+        for one in found.values():
+            print(submission.command(one))
+        return 0
+    numbers = submission.send(found, waiting)
+    _table([(f"job {number}", key, found[key].title if key != "report" else "") for key, number in numbers.items()])
+    first = next(iter(numbers.values()))
+    folder = next(iter(found.values())).experiment.directory.parents[name.count("/") + 1] / jobs.FOLDER
+    print(f"follow:  athanor jobs  |  tail -F {_short(folder)}/{first}.txt\nend:     athanor cancel {first}")
+    return 0
+
+
+def _jobs(words: list[str]) -> int:
+    parser = _parser("jobs", "[NAME]")
+    parser.add_argument("name", nargs="?", default="", help="only jobs of runs whose name holds this")
+    parser.add_argument("--all", action="store_true", help="those that have left the queue too, not only the last ten")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each job")
+    options = parser.parse_args(words)
+
+    from athanor.cluster import jobs
+    from athanor.progress import clock
+
+    found = [job for job in jobs.listed() if options.name in job.name]
+    ended = [job for job in found if not job.live]
+    shown = found if options.all else [*ended[-10:], *(job for job in found if job.live)]
+    if options.json:
+        for job in shown:
+            print(job.as_json())
+        return 0
+    if not shown:
+        print(f"no jobs in {_short(catalog.runs_root())}")
+        return 0
+    rows = [("job", "run", "state", "restarts", "step", "loss", "needs", "has")]
+    for job in shown:
+        step = "" if job.step is None else f"{job.step}/{job.steps}" if job.steps else str(job.step)
+        state = f"{job.state} ({job.reason})" if job.reason else job.state
+        loss, needs = "" if job.loss is None else _number(job.loss), "" if job.needs is None else clock(job.needs)
+        run = f"{job.name}/{job.fingerprint[:8]}"
+        rows.append((job.id, run, state, str(job.restarts or ""), step, loss, needs, job.has))
+    _table(rows)
+    for job in shown:
+        if job.live or job.state not in ("COMPLETED", "FINISHED"):
+            for line in job.tail:
+                print(f"{job.id}: {line[:160]}")
+    return 0
+
+
+def _cancel(words: list[str]) -> int:
+    parser = _parser("cancel", "JOB_OR_RUN [...]")
+    parser.add_argument("jobs", nargs="+", help="a job's number, or of a run its folder, experiment or beginning")
+    options = parser.parse_args(words)
+
+    from athanor.cluster import jobs
+
+    for job in jobs.cancel(options.jobs):
+        print(f"cancelled {job.id}  {job.name}")
+    return 0
+
+
 def _runs(words: list[str]) -> int:
     parser = _parser("runs", "[NAME]")
     parser.add_argument("name", nargs="?", default="", help="only runs whose name holds this")
@@ -300,7 +384,7 @@ def _reproduce(words: list[str]) -> int:
     from athanor.runs import reproduce
     from athanor.runs.run import open_run
 
-    with _stoppable(), Progress() as progress:
+    with Progress() as progress:
         result = reproduce.reproduce(open_run(options.run), anyway=options.anyway, progress=progress)
     print(result["text"])
     return 0 if result["verdict"] == "bit-identical" else 1
@@ -425,26 +509,13 @@ def _progress(experiment: Experiment) -> Progress:
     return Progress(experiment.config["display"]["progress"], quiet=rank() > 0)
 
 
-class _stoppable:  # noqa: N801
-    """SIGTERM ends the block by SystemExit(143), so that the run under way is written down as interrupted."""
-
-    def __enter__(self) -> None:
-        def stop(number: int, frame: Any) -> NoReturn:
-            raise SystemExit(128 + signal.SIGTERM)
-
-        self.previous = signal.signal(signal.SIGTERM, stop)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self.previous)
-
-
 def _interrupted(error: BaseException) -> int:
     from athanor.runs.context import rank
 
     code = error.code if isinstance(error, SystemExit) else 130
     if code == 1 and isinstance(error.__context__, KeyboardInterrupt):  # as Lightning ends on Ctrl-C
         code = 130
-    if code in (130, 143) and rank() == 0:
+    if code in signals.INTERRUPTED and rank() == 0:
         print("athanor: interrupted; the same command goes on", file=sys.stderr)
     return code if isinstance(code, int) else 0 if code is None else 1
 

@@ -382,7 +382,7 @@ def _hydra(name: str, overrides: Sequence[str]) -> DictConfig:
     group, _, option = name.rpartition("/")
     if not group:
         raise UserError(f"{name!r} lies beside the folders of experiments/; move it into one")
-    project = catalog.project()
+    project = catalog.source()
     own = [f"+{group}@_global_={option}", f"hydra.searchpath=[file://{project / 'experiments'}]"]
     with initialize_config_dir(str(project / "configs"), version_base="1.3"):
         config = compose(overrides=[*own, *overrides])
@@ -409,7 +409,7 @@ def _explain(name: str, overrides: tuple[str, ...], error: Exception) -> str:
             parsed.append((text, _parse(text)))
         except UserError as refusal:
             problems.append(str(refusal))
-    configs = catalog.project() / "configs"
+    configs = catalog.source() / "configs"
     groups = {path.relative_to(configs).as_posix() for path in configs.rglob("*") if path.is_dir()}
     options = {group: sorted(path.stem for path in (configs / group).glob("*.yaml")) for group in groups}
     chosen = [text for text, o in parsed if not o.is_delete() and o.value() in options.get(o.key_or_group, ())]
@@ -441,14 +441,14 @@ def _sentence(error: Exception) -> str:
     """The one line of a library's error that a reader can use."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         place = Path(error.problem_mark.name)
-        where = place.relative_to(catalog.project()) if place.is_relative_to(catalog.project()) else place
+        where = place.relative_to(catalog.source()) if place.is_relative_to(catalog.source()) else place
         return f"{where}, line {error.problem_mark.line + 1}: {error.problem}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, MissingConfigException):
         text = " ".join(lines)
         if match := re.search(r"Could not find '([^']+)'", text):
             group, _, option = match[1].rpartition("/")
-            folder = catalog.project() / "configs" / group
+            folder = catalog.source() / "configs" / group
             return (
                 f"configs/{group} has no {option!r}{catalog.suggest(option, [p.stem for p in folder.glob('*.yaml')])}"
             )

@@ -76,6 +76,7 @@ def cluster(
     num_workers: int,
     threads: int | None,
     compile: bool,
+    slurm: dict[str, Any] | None = None,
 ) -> None:
     """The hardware.
 
@@ -85,6 +86,37 @@ def cluster(
         num_workers: data-loading processes for each device.
         threads: CPU threads of each process; null leaves it to torch.
         compile: whether torch.compile is used.
+        slurm: what `athanor submit` tells SLURM.
+    """
+
+
+def slurm(
+    *,
+    partition: str | None = None,
+    account: str | None = None,
+    qos: str | None = None,
+    time: str | None = None,
+    memory: str | None = None,
+    cpus_per_task: int | None = None,
+    gpu_type: str | None = None,
+    modules: list[str] = [],  # noqa: B006
+    environment: str | None = None,
+    container: str | None = None,
+    requeues: int = 50,
+    signal_seconds: int = 120,
+    options: list[str] = [],  # noqa: B006
+) -> None:
+    """A SLURM cluster; null leaves it to SLURM. Nodes, tasks and GPUs are `cluster.nodes` and `cluster.devices`.
+
+    Args:
+        time: the limit, such as "1-12:00:00"; quoted, or YAML reads a number.
+        memory: of a node, such as 200G.
+        modules: to load first.
+        environment: a file to source, such as a virtual environment's bin/activate.
+        container: an image: FILE.sif for apptainer, any other for pyxis.
+        requeues: how often a job may go back into the queue.
+        signal_seconds: so long before its time is over a training saves itself.
+        options: more flags of sbatch, such as --constraint=a100.
     """
 
 

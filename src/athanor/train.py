@@ -14,18 +14,19 @@ import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import nn
 
 from athanor import models
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.checkpoints import Checkpoints, newest
+from athanor.callbacks.preemption import Preemption
 from athanor.callbacks.run_files import RunLogger, forget_after
 from athanor.callbacks.samples import Samples
 from athanor.callbacks.throughput import Throughput
 from athanor.config import Experiment, build
 from athanor.data.base import BatchPlan, Data
 from athanor.errors import UserError
+from athanor.placement import placement
 from athanor.runs.context import RunContext
 from athanor.runs.store import open_run
 
@@ -126,11 +127,11 @@ def assemble(config: dict[str, Any]) -> tuple[Algorithm, Data]:
 def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     config, cluster, keep = experiment.config, experiment.config["cluster"], experiment.config["checkpoint"]
     strategy = config["strategy"]
-    # Lightning's own SLURM handler would requeue from inside a signal handler; signals are handled at step boundaries
-    plugins: list | None = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None
-    return Trainer(
+    devices, environment = placement(cluster)
+    checkpoints = Checkpoints(run.directory / "checkpoints", keep["every_n_steps"], keep["keep"])
+    trainer = Trainer(
         accelerator=cluster["accelerator"],
-        devices=cluster["devices"],
+        devices=devices,
         num_nodes=cluster["nodes"],
         strategy=strategy if isinstance(strategy, str) else build(strategy),
         precision=config["precision"],
@@ -144,14 +145,18 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=loggers(experiment, run),
-        plugins=plugins,
+        plugins=environment,
         callbacks=[
             Throughput(run.progress),
             Samples(run.directory / "samples.jsonl"),
-            Checkpoints(run.directory / "checkpoints", keep["every_n_steps"], keep["keep"]),
+            checkpoints,
+            Preemption(checkpoints, run.directory),
         ],
         default_root_dir=run.directory,
     )
+    # Lightning's own handlers broadcast, save and requeue from within the signal; ours take note (`athanor.signals`).
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def loggers(experiment: Experiment, run: RunContext) -> list[Logger]:

@@ -44,13 +44,19 @@ class Checkpoints(Callback):
         self.saved_at = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step > self.saved_at and trainer.global_step % self.every_n_steps == 0:
-            progress = trainer.fit_loop.epoch_loop.batch_progress
-            for count in (progress.total, progress.current):
-                count.ready -= 1  # the batch at hand, which a resumed run will ask for again
-            self.save(trainer)
-            for count in (progress.total, progress.current):
-                count.ready += 1
+        if trainer.global_step % self.every_n_steps == 0:
+            self.save_boundary(trainer)
+
+    def save_boundary(self, trainer: Trainer) -> None:
+        """Saves where a step begins, unless that is where the training began or was last saved. Collective."""
+        if trainer.global_step == self.saved_at:
+            return
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        for count in (progress.total, progress.current):
+            count.ready -= 1  # the batch at hand, which a resumed run will ask for again
+        self.save(trainer)
+        for count in (progress.total, progress.current):
+            count.ready += 1
 
     def save(self, trainer: Trainer) -> None:
         """Collective: every rank must call it at the same step."""

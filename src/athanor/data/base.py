@@ -8,15 +8,17 @@ and resuming is starting the sampler at a later m.
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from athanor import signals
 from athanor.data.formats import read_records
 from athanor.data.order import order
+from athanor.data.plan import BatchPlan
 from athanor.errors import UserError
 from athanor.split import held_out
 
@@ -24,44 +26,6 @@ Split = Literal["train", "validation"]
 Invalid = Literal["error", "drop"]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-class BatchPlan(NamedTuple):
-    """How the global batch of one optimizer step is spread: ranks, and micro-batches one after the other."""
-
-    seed: int
-    max_steps: int
-    global_batch_size: int
-    world_size: int = 1
-    rank: int = 0
-    micro_batch_size: int | None = None
-    num_workers: int = 0
-
-    @property
-    def per_rank(self) -> int:
-        return self.global_batch_size // self.world_size
-
-    @property
-    def micro(self) -> int:
-        return self.micro_batch_size or self.per_rank
-
-    @property
-    def accumulation(self) -> int:
-        return self.per_rank // self.micro
-
-    def check(self) -> None:
-        """Raises UserError, naming the nearest global batch sizes that do divide."""
-        for name in ("max_steps", "global_batch_size", "micro_batch_size"):
-            if (size := getattr(self, name)) is not None and size < 1:
-                raise UserError(f"{name}={size} must be at least 1.")
-        unit = self.world_size * (self.micro_batch_size or 1)
-        if self.global_batch_size % unit:
-            below, above = self.global_batch_size // unit * unit, -(-self.global_batch_size // unit) * unit
-            near = " or ".join(str(size) for size in (below, above) if size)
-            raise UserError(
-                f"global_batch_size={self.global_batch_size} does not divide into {self.world_size} devices x "
-                f"micro_batch_size {self.micro_batch_size or 1}; the nearest that do: {near}."
-            )
 
 
 class Samples(Protocol):
@@ -203,7 +167,7 @@ class Data(LightningDataModule):
         workers = self.plan.num_workers
         return DataLoader(
             dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(), **arguments,
+            pin_memory=torch.cuda.is_available(), worker_init_fn=signals.ignore, **arguments,
         )  # fmt: skip
 
 

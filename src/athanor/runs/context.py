@@ -22,10 +22,11 @@ METRICS = "metrics.jsonl"
 
 def rank() -> int:
     """This process's place among those of a distributed run, as its launcher says it; 0 if there is none."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+    if "SLURM_STEP_ID" not in os.environ:  # a batch script says SLURM_PROCID=0 to all that it starts
+        names: tuple[str, ...] = ("RANK", "LOCAL_RANK")
+    else:
+        names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
 
 
 class RunContext:

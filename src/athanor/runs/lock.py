@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,8 @@ class LockedError(UserError):
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory, which is made if need be.
+def locked(directory: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a directory, which is made if need be; wait for it up to `patience` seconds.
 
     Raises:
         LockedError: a process holds it already.
@@ -34,6 +35,7 @@ def locked(directory: Path) -> Iterator[None]:
     path = directory.resolve() / NAME
     if path in _held:
         raise UserError(f"{directory} is being written by this very process")
+    until = time.monotonic() + patience
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -42,6 +44,9 @@ def locked(directory: Path) -> Iterator[None]:
         except OSError:
             holder = os.read(descriptor, 32).decode() or "?"
             os.close(descriptor)
+            if time.monotonic() < until:
+                time.sleep(0.5)
+                continue
             raise LockedError(f"process {holder} is working on {directory}; wait for it, or end it first") from None
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             break

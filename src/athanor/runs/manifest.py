@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -15,9 +16,13 @@ from typing import Any
 
 from athanor import catalog
 
+SNAPSHOT = "code.json"  # of a copy of the code: what `code` said where it was made
+
 
 def code() -> dict[str, Any]:
     """The project's commit, and what lies uncommitted on top of it: a diff, and the hashes of new files."""
+    if (copy := catalog.source() / SNAPSHOT).is_file():
+        return dict(json.loads(copy.read_text(encoding="utf-8")))
     commit = _git("rev-parse", "HEAD").strip() or None
     if commit is None:
         return {"commit": None, "diff_sha256": None, "diff": ""}

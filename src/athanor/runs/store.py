@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from athanor import signals, slurm
 from athanor.errors import UserError
 from athanor.progress import Progress
 from athanor.runs import manifest as facts
@@ -35,7 +36,7 @@ __all__ = ["Run", "RunFailedError", "execute", "is_finished", "list_runs", "open
 
 FORMAT = 1
 LOG = "log.txt"
-RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, "reproduce.json"}
+RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, "reproduce.json", slurm.CLAIM}
 FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # kept, but no outputs
 
 
@@ -79,15 +80,20 @@ def execute(
     for name, entry in experiment.inputs.items():
         if entry.kind == "run" and (run := Run(entry.paths[0])).manifest["status"] != "finished":
             raise UserError(f"inputs.{name}: {run.id} is {run.status}; finish it with `{run.command}`")
-    with locked(experiment.directory):
+    slurm.claim(experiment.directory)
+    with locked(experiment.directory, slurm.patience(experiment.directory)):
+        slurm.claim(experiment.directory, holding=True)
         if is_finished(experiment) and not force:  # another process has just done it
             return _intact(experiment)
         progress.start(title or experiment.name)
         try:
-            run = _attempt(experiment, progress, force)
+            with signals.noting(experiment.kind == "train"):
+                run = _attempt(experiment, progress, force)
         except BaseException as error:
             progress.finish("interrupted" if _signal(error) else "failed")
             raise
+        finally:
+            slurm.release(experiment.directory)
         progress.finish()
         return run
 
@@ -133,7 +139,9 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool) -> Run:
     before = Run(directory).manifest if (directory / MANIFEST).is_file() and not force else None
     attempts = list(before["attempts"]) if before else []
     if attempts and attempts[-1]["status"] == "running":
-        attempts[-1]["status"] = "interrupted"
+        attempts[-1] |= {"status": "interrupted", "died": True}
+    step = _step(directory) if before is not None else 0
+    slurm.check_restarts(attempts, step)
     _clear(directory, resume=before is not None and experiment.kind == "train")
 
     code = facts.code()
@@ -148,6 +156,8 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool) -> Run:
         "diff_sha256": code["diff_sha256"],
         "cluster": experiment.config.get("cluster"),
         "strategy": experiment.config.get("strategy"),
+        "slurm": slurm.described(),
+        "from_step": step,
     }
     attempts.append(attempt)
     manifest: dict[str, Any] = {
@@ -219,10 +229,16 @@ def _job(experiment: Experiment, context: RunContext) -> dict[str, float]:
     return build(experiment.config["job"]).run(context)
 
 
+def _step(directory: Path) -> int:
+    """Of the newest checkpoint, 0 if there is none."""
+    names = (path.stem.rpartition("-")[2] for path in (directory / "checkpoints").glob("step-*.ckpt"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
 def _signal(error: BaseException) -> bool:
     """Whether an exception means that the run was told to stop. Lightning turns Ctrl-C into SystemExit(1)."""
     if isinstance(error, SystemExit):
-        return error.code in (130, 143) or isinstance(error.__context__, KeyboardInterrupt)
+        return error.code in signals.INTERRUPTED or isinstance(error.__context__, KeyboardInterrupt)
     return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "SIGTERMException"
 
 
@@ -257,7 +273,7 @@ def _outputs(directory: Path) -> dict[str, dict[str, Any]]:
 def _clear(directory: Path, *, resume: bool) -> None:
     """Make room for an attempt. A training that resumes keeps all but half-written files; others start over."""
     for path in list(directory.rglob(f"*{PARTIAL}")) if resume else list(directory.iterdir()):
-        if path.name == LOCK or (resume and not path.is_file()):
+        if path.name in (LOCK, slurm.CLAIM) or (resume and not path.is_file()):
             continue
         if path.is_dir():
             shutil.rmtree(path)

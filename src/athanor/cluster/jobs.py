@@ -1,0 +1,180 @@
+"""The jobs in the queue, and those that have left it, with the runs they make: what squeue and sacct know and what runs
+have written down, joined by the job's number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from athanor import catalog
+from athanor.cluster.commands import call
+from athanor.errors import UserError
+from athanor.runs.context import METRICS
+from athanor.runs.run import Run, list_runs
+
+FOLDER = ".slurm"  # in the folder of runs: a record and a log for each job submitted, and copies of the code
+TAIL = 16_384  # bytes at the end of a file that are looked at
+
+
+@dataclass
+class Job:
+    """A job and what is known of its run."""
+
+    id: str
+    state: str  # as SLURM says it; of a job that SLURM has forgotten, the run's status
+    name: str = ""
+    fingerprint: str = ""
+    directory: Path | None = None
+    reason: str = ""
+    live: bool = False  # in the queue
+    has: str = ""  # time until its limit, as SLURM writes it
+    restarts: int = 0
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    needs: float | None = None  # seconds until the last step, at the pace of the last ones
+    log: Path | None = None
+    tail: list[str] = field(default_factory=list)
+    submitted: float = 0.0
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), default=str, ensure_ascii=False)
+
+
+def listed(root: Path | None = None) -> list[Job]:
+    """Every job of a folder of runs, the oldest first; where there is no SLURM, only what runs have written down."""
+    root = root or catalog.runs_root()
+    found = {job.id: job for job in _recorded(root)}
+    if shutil.which("squeue"):
+        _queued(found)
+        _accounted([job for job in found.values() if not job.live and not job.state])
+    for job in found.values():
+        _look(job)
+    return sorted(found.values(), key=lambda job: (job.submitted, _number(job.id)))
+
+
+def live(root: Path) -> list[Job]:
+    """Those in the queue; [] where there is no SLURM."""
+    if not shutil.which("squeue"):
+        return []
+    found = {job.id: job for job in _recorded(root)}
+    _queued(found)
+    return [job for job in found.values() if job.live]
+
+
+def cancel(references: Sequence[str], root: Path | None = None) -> list[Job]:
+    """Ends the jobs of these numbers, runs or experiments; a training saves itself first. Returns them.
+
+    Raises:
+        UserError: one of them names no job in the queue.
+    """
+    waiting = live(root or catalog.runs_root())
+    chosen: dict[str, Job] = {}
+    for reference in references:
+        found = [job for job in waiting if _names(reference, job)]
+        if not found:
+            known = ", ".join(f"{job.id} ({job.name})" for job in waiting) or "none"
+            raise UserError(f"no job in the queue is {reference!r} or makes such a run; there are: {known}")
+        chosen |= {job.id: job for job in found}
+    call("scancel", *chosen)
+    return list(chosen.values())
+
+
+def _names(reference: str, job: Job) -> bool:
+    if re.fullmatch(r"\d+(_\d+)?", reference):
+        return reference in (job.id, job.id.partition("_")[0])
+    if job.directory and Path(reference).is_dir():
+        return Path(reference).resolve() == job.directory.resolve()
+    name, _, beginning = reference.rpartition("/")
+    return job.name == reference or bool(name and job.name == name and job.fingerprint.startswith(beginning))
+
+
+def _recorded(root: Path) -> Iterator[Job]:
+    """Jobs by what was written at their submission, then by what the attempts of runs say."""
+    seen = set()
+    for path in (root / FOLDER).glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        seen.add(record["job"])
+        yield Job(
+            id=record["job"],
+            state="",
+            name=record["name"],
+            fingerprint=record["fingerprint"],
+            directory=Path(record["directory"]) if record["directory"] else None,
+            log=Path(record["log"]),
+            submitted=record["submitted"],
+        )
+    for run in list_runs(root):
+        for attempt in run.manifest.get("attempts", ()):
+            if (slurm := attempt.get("slurm")) and slurm["job"] not in seen:
+                seen.add(slurm["job"])
+                yield Job(slurm["job"], "", run.name, run.fingerprint, run.directory, submitted=attempt["started"])
+
+
+def _queued(found: dict[str, Job]) -> None:
+    """What squeue says of those jobs."""
+    for line in call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%L").splitlines():
+        number, state, reason, left = line.split("|")
+        if job := found.get(number):
+            job.live, job.state, job.has = True, state, left if state == "RUNNING" else ""
+            job.reason = "" if reason == "None" else reason
+
+
+def _accounted(jobs: Sequence[Job]) -> None:
+    """What sacct says of jobs that have left the queue, where accounting is kept."""
+    if not jobs or not shutil.which("sacct"):
+        return
+    numbers = ",".join(job.id for job in jobs)
+    try:
+        lines = call("sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={numbers}", "--format=JobID,State")
+    except UserError:  # no accounting storage
+        return
+    states = dict(line.split("|")[:2] for line in lines.splitlines())
+    for job in jobs:
+        job.state = states.get(job.id, "").partition(" ")[0]
+
+
+def _look(job: Job) -> None:
+    """Fills in what the run's own files say."""
+    if job.log and job.log.is_file():
+        job.tail = [line for line in _end(job.log).splitlines() if line.strip()][-2:]
+    if job.directory is None or not (job.directory / "manifest.json").is_file():
+        job.state = job.state or "GONE"
+        return
+    run = Run(job.directory)
+    mine = [a["slurm"] for a in run.manifest["attempts"] if (a.get("slurm") or {}).get("job") == job.id]
+    job.restarts = mine[-1]["restarts"] if mine else 0
+    job.state = job.state or run.status.upper()
+    job.steps = run.manifest["config"].get("max_steps")
+    events = [event for event in _events(job.directory / METRICS) if event.get("step") is not None]
+    if events:
+        job.step = events[-1]["step"]
+        job.loss = next((event["train/loss"] for event in reversed(events) if "train/loss" in event), None)
+        first, last = events[0], events[-1]
+        if job.steps and job.live and last["step"] > first["step"]:
+            pace = (last["time"] - first["time"]) / (last["step"] - first["step"])
+            job.needs = max(job.steps - last["step"], 0) * pace
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    for line in _end(path).splitlines() if path.is_file() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:  # cut off, at either end
+            continue
+
+
+def _end(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - TAIL, 0))
+        return file.read().decode("utf-8", errors="replace")
+
+
+def _number(job: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in job.split("_"))
