@@ -15,7 +15,7 @@ from athanor.errors import UserError
 
 PARAGRAPH = re.compile(r".*?(?:\n+|\Z)", re.DOTALL)
 # To a full stop that ends a word, a Chinese one, or a line; closing quotes and the space after it belong to it.
-SENTENCE = re.compile(r""".*?(?:[.!?]+["'’”)\]]*(?:\s+|\Z)|[。！？…]+["'’”」』）]*\s*|\n+|\Z)""", re.DOTALL)
+SENTENCE = re.compile(r""".*?(?:(?<![.!?])[.!?]+["'’”)\]]*(?:\s+|\Z)|[。！？…]+["'’”」』）]*\s*|\n+|\Z)""", re.DOTALL)
 
 
 def split(text: str, level: Literal["paragraph", "sentence"]) -> list[str]:
