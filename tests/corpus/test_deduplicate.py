@@ -5,10 +5,21 @@ import json
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
-from corpus_harness import CHINESE, ENGLISH, document
+from corpus_harness import CHINESE, ENGLISH, Outputs, document
 
-from athanor.corpus.deduplicate import RECALL, ExactDuplicates, NearDuplicates, bands
+from athanor.corpus.buckets import SMALLEST, Buckets
+from athanor.corpus.deduplicate import (
+    RECALL,
+    ExactDuplicates,
+    NearDuplicates,
+    SimilarDuplicates,
+    bands,
+    simhash,
+    tables,
+)
+from athanor.corpus.documents import write_documents
 from athanor.corpus.units import ngrams, units
 from athanor.errors import UserError
 
@@ -79,7 +90,7 @@ def test_deterministic_by_seed():
     def signature(seed):
         step = NearDuplicates(0.8, seed=seed)
         list(step([document(ENGLISH)]))
-        return step.signatures[0].digest()
+        return step.index.signatures[0].tolist()
 
     assert signature(1) == signature(1)
     assert signature(1) != signature(2)
@@ -104,9 +115,166 @@ def test_thresholds_out_of_range():
             NearDuplicates(threshold)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("ngram", [2, 3, 5])
-def test_truth_set(shared, seed, ngram):
+STEPS = {
+    "minhash": lambda **options: NearDuplicates(0.8, **options),
+    "simhash": lambda **options: SimilarDuplicates(6, **options),
+}
+
+
+def test_simhash_by_hand():
+    """Of one n-gram its hash; of three the majority of each bit; repetition and case change nothing."""
+    one, two, three = (simhash(text, 2) for text in ("a b", "b c", "c d"))
+    assert len({one, two, three}) == 3
+    assert simhash("a b c d", 2) == one & two | two & three | one & three
+    assert simhash("A b, a B!", 2) != one, "b a is a run too"
+    assert simhash("狐狸狐狸狐狸", 1) == simhash("狐狸", 1)
+    assert simhash("A B", 3) == simhash("a  b", 3)
+    assert simhash("???", 3) != simhash("!!!", 3)
+    assert simhash("ab, c", 3, "character") == simhash("A b c", 3)
+
+
+def test_simhash_bits_are_those_of_every_machine():
+    assert [f"{simhash(text, 3):016x}" for text in (ENGLISH, CHINESE)] == SIMHASHES
+
+
+SIMHASHES = ["922110dd1d56ca01", "95403d34deaa3390"]
+
+
+@pytest.mark.parametrize("distance", range(11))
+def test_tables_miss_no_pair_within_the_distance(distance):
+    masks = tables(distance)
+    assert min(mask.bit_count() for mask in masks) >= 10
+    rng = random.Random(distance)
+    for _ in range(2000):
+        change = sum(1 << bit for bit in rng.sample(range(64), distance))
+        assert any(mask & change == 0 for mask in masks)
+
+
+def test_similar_documents_find_what_comparing_all_finds():
+    rng = random.Random(5)
+    step = SimilarDuplicates(6)
+    families = [rng.getrandbits(64) for _ in range(40)]
+    numbers = [n ^ sum(1 << bit for bit in rng.sample(range(64), rng.randrange(6))) for n in families * 40]
+    for position, number in enumerate(numbers):
+        key = np.array([number], np.uint64)
+        expected = [p for p in range(position) if (numbers[p] ^ number).bit_count() <= 6]
+        assert step.alike(key) == expected
+        assert step.remember(key) == position
+    assert len(numbers) > SMALLEST, "the tables have grown"
+
+
+def test_buckets_lose_nothing_when_they_grow():
+    rng = np.random.default_rng(1)
+    rows = rng.integers(0, 500, (3000, 4), np.uint32)
+    buckets = Buckets(4, "u4", lambda part: part.astype(np.uint64))
+    for number, row in enumerate(rows):
+        expected = np.flatnonzero((rows[:number] == row).any(1)).tolist()
+        found = buckets.candidates(row)
+        assert set(expected) <= set(found)
+        assert found == sorted(found)
+        assert buckets.add(row) == number
+    assert (buckets.signatures == rows).all()
+
+
+@pytest.mark.parametrize("method", STEPS)
+@pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["english", "chinese"])
+def test_the_one_of_a_family_that_stays(method, text):
+    long = text * 4
+    given = [
+        document(text[::-1] * 4, 0, date="2021"),
+        document(long[:-1], 1, date="2020-05-01", quality=0.2),
+        document(long, 2, date="2019", quality=0.9),
+        document(long[:-2] + "!", 3, date="2020-11-30"),
+        document("quite another thing altogether, this one is", 4),
+        document("ignored", 5, source="other"),
+    ]
+    for keep, stays in (("first", 1), ("longest", 2), ("newest", 3), ("best", 2)):
+        step = STEPS[method](keep=keep, only=["s"])
+        assert [d.id for d in step(given)] == [0, stays, 4, 5], keep
+        assert step.dropped == {"near duplicate": 2}
+        assert keep == "first" or step.counts == {"families of two and more": 1}
+
+
+def test_families_link_through_their_middle():
+    """a is like b, b like c, a not like c: one family, whichever order they come in."""
+    words = [f"w{n}" for n in range(500)]
+    a, b, c = " ".join(words[:400]), " ".join(words[20:420]), " ".join(words[40:440])
+    assert jaccard(a, b) > 0.88 > 0.82 > jaccard(a, c)
+    given = {"a": document(a, "a"), "b": document(b, "b", quality=1), "c": document(c, "c", quality=0.5)}
+    for order in ("abc", "acb", "bca"):
+        step = NearDuplicates(0.86, permutations=512, keep="best")
+        assert [d.id for d in step(given[name] for name in order)] == ["b"], order
+
+
+@pytest.mark.parametrize("keep", ["first", "longest"])
+@pytest.mark.parametrize("make", [ExactDuplicates, *STEPS.values()], ids=["exact", *STEPS])
+def test_against_an_earlier_corpus(tmp_path, monkeypatch, make, keep):
+    import athanor.runs.store
+
+    monkeypatch.setattr(athanor.runs.store, "open_run", Outputs)
+    write_documents(tmp_path / "documents.jsonl.zst", [document(CHINESE * 3), document("old and gone by now")])
+    step = make(against=[str(tmp_path)], keep=keep)
+    assert kept(step, [ENGLISH * 3, CHINESE * 3, "something new", ENGLISH * 3, CHINESE * 3]) == [0, 2]
+    assert step.dropped == {"in an earlier corpus": 2, step.reason: 1}
+
+
+def test_a_rule_that_does_not_exist():
+    with pytest.raises(UserError, match="keep 'shortest' must be first, longest, newest or best"):
+        ExactDuplicates(keep="shortest")
+    with pytest.raises(UserError, match="distance 11 must lie between 0 and 10"):
+        SimilarDuplicates(11)
+
+
+def edited(text, rate, rng):
+    """Each character is, with probability `rate`, replaced, removed or followed by another of the text."""
+    result = []
+    for character in text:
+        if rng.random() >= rate:
+            result.append(character)
+            continue
+        kind = rng.randrange(3)
+        result.append(("", rng.choice(text), character + rng.choice(text))[kind])
+    return "".join(result)
+
+
+@pytest.mark.parametrize(
+    ("make", "rate", "least"),
+    [
+        (lambda: NearDuplicates(0.4, unit="character"), 0.1, 0.97),
+        (lambda: NearDuplicates(0.8), 0.001, 0.97),
+        (lambda: SimilarDuplicates(10, unit="character"), 0.02, 0.85),
+        (lambda: SimilarDuplicates(6), 0.001, 0.9),
+    ],
+    ids=["minhash-letters", "minhash-words", "simhash-letters", "simhash-words"],
+)
+def test_planted_duplicates(shared, make, rate, least):
+    """Real articles and copies with character edits: no false pair, and most copies of few edits found."""
+    with gzip.open(shared / "dedup_minhash/docs_1000.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file][:200]
+    with gzip.open(shared / "zh_drcd_wiki/paragraphs.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts += [json.loads(line)["text"] for line in file][:200]
+    rng = random.Random(1)
+    originals = list(NearDuplicates()(document(text, n) for n, text in enumerate(texts)))
+    step = make()
+    for original in originals:
+        step.remember(step.known_by(original))
+    found = [step.alike(step.known_by(d._replace(text=edited(d.text, rate, rng)))) for d in originals]
+    right = sum(number in numbers for number, numbers in enumerate(found))
+    wrong = sum(other != number for number, numbers in enumerate(found) for other in numbers)
+    assert right >= least * len(originals)
+    assert wrong <= 0.01 * right
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        *(NearDuplicates(0.8, ngram=n, seed=seed) for n in (2, 3, 5) for seed in (1, 2)),
+        *(SimilarDuplicates(distance) for distance in (4, 6, 10)),
+        SimilarDuplicates(7, ngram=2),
+    ],
+    ids=lambda step: step.name,
+)
+def test_truth_set(shared, step):
     """News articles of which ten pairs, and no others, are near-duplicates."""
 
     def lines(name):
@@ -114,7 +282,6 @@ def test_truth_set(shared, seed, ngram):
             return [json.loads(line) for line in file]
 
     documents = [document(row["text"], row["id"]) for row in lines("docs_1000")]
-    step = NearDuplicates(0.8, ngram=ngram, seed=seed)
     remaining = {d.id for d in step(documents)}
     order = {d.id: n for n, d in enumerate(documents)}
     later = {max(pair.values(), key=order.__getitem__) for pair in lines("truth_1000")}

@@ -30,9 +30,12 @@ class Step:
         """The document to pass on, or the reason for dropping it."""
         raise NotImplementedError
 
+    def concerns(self, document: Document) -> bool:
+        return self.only is None or document.source in self.only
+
     def __call__(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            if self.only is not None and document.source not in self.only:
+            if not self.concerns(document):
                 yield document
                 continue
             result = self.apply(document)
