@@ -205,7 +205,7 @@ def _sweep(words: list[str]) -> int:
         member = composed.member(int(chosen.get("member", 1)))
 
         def work() -> None:
-            with _stoppable(), _progress(member.experiment) as progress:
+            with _progress(member.experiment) as progress:
                 made = (
                     members.make_inputs(composed, progress)
                     if options.inputs
@@ -218,7 +218,7 @@ def _sweep(words: list[str]) -> int:
 
         members.with_retries(work, ["sweep", *words], options.retries)
         return 0
-    with _stoppable(), _progress(composed.first) as progress:
+    with _progress(composed.first) as progress:
         ending = local.sweep(composed, workers=options.workers, retries=options.retries, progress=progress)
     done = len(ending.before) + len(ending.finished)
     print(f"{composed.name}: {done} of {len(composed)} members finished, {len(ending.before)} of them before")
