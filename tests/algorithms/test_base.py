@@ -15,6 +15,8 @@ from athanor.data.instructions import Conversations
 from athanor.data.order import order
 from athanor.data.preferences import Pairs
 from athanor.data.records import Sequences
+from athanor.models.initialisation import MuP
+from athanor.models.moe import MixtureOfExperts
 from athanor.models.transformer import Transformer
 from athanor.schedules import linear
 from small import Given, decoder, fit, optimizer, steady
@@ -161,3 +163,38 @@ def test_initial_weights_are_a_function_of_the_seed():
     assert same(weights(decoder(VOCABULARY, seed=3)), weights(decoder(VOCABULARY, seed=3)))
     assert not same(weights(decoder(VOCABULARY, seed=3)), weights(decoder(VOCABULARY, seed=4)))
     assert isinstance(decoder(VOCABULARY), Transformer)
+
+
+def test_the_routers_losses_are_trained_and_logged_whatever_the_micro_batch():
+    rng = np.random.default_rng(1)
+    rows = Sequences([(rng.integers(1, VOCABULARY, 12).astype(np.int32), np.arange(12) > 5) for _ in range(20)])
+    ends = []
+    for micro, balance in ((None, 0.5), (2, 0.5), (None, 0.0)):
+        model = decoder(VOCABULARY, feedforward=MixtureOfExperts(4, 2, balance=balance))
+        algorithm = SFT(model, optimizer(0.1, SGD), steady())
+        metrics = fit(algorithm, Given(Conversations(rows, 0)), steps=2, batch=8, micro=micro, clip=None)
+        ends.append((weights(model), metrics))
+    (whole, metrics), (split, others), (free, _) = ends
+    for name, weight in whole.items():
+        torch.testing.assert_close(split[name], weight, rtol=1e-4, atol=1e-6, msg=name)
+    assert metrics.values("train/auxiliary_loss") == pytest.approx(others.values("train/auxiliary_loss"), rel=1e-4)
+    assert min(metrics.values("train/auxiliary_loss")) > 0.4, (
+        "balanced or not, each layer's loss is at least its weight"
+    )
+    router = "blocks.0.feedforward.router.weight"
+    assert not torch.allclose(whole[router], free[router], rtol=1e-4)
+    for layer in (0, 1):
+        shares = [metrics.values(f"moe/load/{layer}/{expert}")[-1] for expert in range(4)]
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_a_model_may_scale_the_rate_of_its_parameters():
+    """muP under Adam: the first step of a matrix in the wide model is base_width / width of the narrow one's."""
+    model = decoder(VOCABULARY, width=64, initialisation=MuP(base_width=16))
+    before = weights(model)
+    factors = model.learning_rate_factors
+    assert set(factors.values()) == {0.25}
+    fit(SFT(model, optimizer(1e-3, weight_decay=0.0), steady()), conversations(), steps=1, batch=8)
+    for name, weight in model.named_parameters():
+        step = (weight - before[name]).abs().max().item()
+        assert step == pytest.approx(1e-3 * factors.get(name, 1.0), rel=0.05), name

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from athanor.functional import labelled_logps
 from athanor.models import require_language_model, require_reward_model
+from athanor.models.transformer import routing_metrics
 from athanor.schedules import Schedule
 
 TOKEN_FIELDS = ("tokens_BT", "chosen_BT", "rejected_BT")
@@ -62,21 +63,32 @@ class Algorithm(LightningModule):
         return [("", 1.0)]
 
     def configure_optimizers(self) -> Any:
-        """Weight decay on matrices only: not on norms, biases or embeddings. Logits come from no `hidden` one."""
+        """Weight decay on matrices only: not on norms, biases or embeddings. Logits come from no `hidden` one. A
+        parameter's learning rate is the optimizer's, times its part's factor, times its model's own (muP).
+        """
         embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         settings: dict[str, dict[str, Any]] = {"hidden": {}, "output": {"hidden": False}, "rest": {"weight_decay": 0.0}}
-        groups: list[dict[str, Any]] = []
+        own = {
+            f"{part}.{name}": factor
+            for part, module in self.named_children()
+            for name, factor in getattr(module, "learning_rate_factors", {}).items()
+        }
+        groups: dict[tuple[str, str, float], list[nn.Parameter]] = {}
         for prefix, factor in self.parts():
-            kinds: dict[str, list[nn.Parameter]] = {kind: [] for kind in settings}
+            for kind in settings:
+                groups[prefix, kind, factor] = []
             for name, parameter in self.trainable():
                 if name.startswith(prefix):
                     matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-                    output = name.endswith("output.weight")
-                    kinds[("output" if output else "hidden") if matrix else "rest"].append(parameter)
-            groups += [
-                {"params": params, **settings[kind], "lr_factor": factor} for kind, params in kinds.items() if params
+                    kind = ("output" if name.endswith("output.weight") else "hidden") if matrix else "rest"
+                    groups.setdefault((prefix, kind, factor * own.get(name, 1.0)), []).append(parameter)
+        optimizer = self.make_optimizer(
+            [
+                {"params": parameters, **settings[kind], "lr_factor": factor}
+                for (_, kind, factor), parameters in groups.items()
+                if parameters
             ]
-        optimizer = self.make_optimizer(groups)
+        )
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_factor", 1.0)
         schedule = LambdaLR(optimizer, self.make_schedule(max_steps=self.trainer.max_steps))
@@ -131,14 +143,23 @@ class Algorithm(LightningModule):
 
     def loss(self, loss_sum: Tensor, normalizer: Tensor, **sums: Tensor) -> Tensor:
         """What `training_step` returns. Each of `sums`, divided by `normalizer` and added up over the global batch, is
-        logged as `train/<name>`; so is the loss.
+        logged as `train/<name>`; so is the loss. Routers' auxiliary losses, means over rows, are averaged over the
+        micro-batches and added.
         """
         if self._step_of_sums != self.trainer.global_step:
             self._sums, self._step_of_sums = {}, self.trainer.global_step
-        for name, value in {"loss": loss_sum, **sums}.items():
-            share = value.detach() / normalizer
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        shares = {name: value.detach() / normalizer for name, value in {"loss": loss_sum, **sums}.items()}
+        loss = loss_sum / normalizer * parts
+        for name, module in self.named_children():
+            read = None if name in self.frozen else getattr(module, "auxiliary_loss", None)
+            if read is not None and (auxiliary := read()) is not None:
+                loss = loss + auxiliary
+                label = "auxiliary_loss" if name == "model" else f"{name}_auxiliary_loss"
+                shares[label] = auxiliary.detach() / parts
+        for name, share in shares.items():
             self._sums[name] = self._sums[name] + share if name in self._sums else share
-        return loss_sum / normalizer * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        return loss
 
     def logs_at(self, step: int) -> bool:
         """Whether this micro-batch has just completed an optimizer step whose metrics are due."""
@@ -160,6 +181,9 @@ class Algorithm(LightningModule):
         if self.grad_norm is not None:
             metrics["train/grad_norm"] = float(self.grad_norm)
         metrics["train/lr"] = self.rate
+        if counts := getattr(self.model, "routing_counts", dict)():
+            reduced = {k: self.trainer.strategy.reduce(v, reduce_op="sum") for k, v in counts.items()}
+            metrics |= routing_metrics(reduced)
         self.report(metrics)
 
     def report(self, metrics: dict[str, float], step: int | None = None) -> None:
