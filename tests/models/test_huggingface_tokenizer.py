@@ -52,7 +52,7 @@ def both(request, tmp_path_factory):
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp(request.param)
-    trainer = TrainTokenizer(documents=[], vocabulary_size=520, model_type=request.param, character_coverage=1.0)
+    trainer = TrainTokenizer(documents=[], vocabulary_size=420, model_type=request.param, character_coverage=1.0)
     (folder / "tokenizer.model").write_bytes(trainer.train(iter(LINES * 30)))
     export_tokenizer(folder / "tokenizer.model", folder / "out", context=256)
     # beside a Llama's config AutoTokenizer must not take it for Llama's own tokenizer

@@ -14,7 +14,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from athanor.corpus.tokenizer import META_SPACE, SPECIAL, Tokenizer
-from athanor.models.huggingface import replace
+from athanor.models.streams import replace
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
