@@ -435,7 +435,7 @@ def export(
             entries.append(Entry(part.name, reader.dtype(own), theirs, rows_of(reader, own, part)))
     directory.mkdir(parents=True, exist_ok=True)
     groups = list(shards(entries, shard_bytes))
-    files = {}
+    files: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         file = WEIGHTS if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         replace(directory / file, lambda path, group=group: write(path, group))  # type: ignore[misc]
