@@ -6,8 +6,8 @@ character and becomes bytes, as with us. Nothing is normalised, split or put bef
 The chat roles are special tokens: what a chat template writes becomes their ids. So does the same text from a user:
 where that must not be, encode it with `split_special_tokens=True`.
 
-Byte-pair encodings give the same ids for every text. Of a unigram model two segmentations may score the same, as runs of
-one character do; SentencePiece then decides by its float32 rounding, so the same pieces may come in another order.
+Of a unigram model two segmentations may score the same, as runs of one character do; SentencePiece then decides by its
+float32 rounding, so there the same pieces may come in another order. Byte-pair encodings have no such ties.
 """
 
 import json
