@@ -30,6 +30,7 @@ VERBS = {
     "lineage": "walk from a run back to its raw documents, looking at every file",
     "reproduce": "rerun a run and compare every output",
     "report": "write the page about a run or a pipeline",
+    "export": "write a run's model and tokenizer in the form of Hugging Face",
 }
 
 OVERVIEW = f"""usage: athanor VERB [...]
@@ -90,6 +91,7 @@ def _dispatch(words: list[str]) -> int:
         "lineage": _lineage,
         "reproduce": _reproduce,
         "report": _report,
+        "export": _export,
     }
     with signals.handled(note=verb == "train"):
         return action[verb](words) if verb in action else _experiment(verb, words)
@@ -428,6 +430,26 @@ def _ablation_report(words: list[str]) -> int:
             print(f"{level.factor} {level.label}: {level.verdict}")
     for path in page.write(found, found.ablation.directory):
         print(_short(path))
+    return 0
+
+
+def _export(words: list[str]) -> int:
+    parser = _parser("export", "RUN DIRECTORY")
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("directory", help="where to write config.json, the weights and the tokenizer")
+    parser.add_argument("--family", help="llama, mistral, qwen2, qwen3, mixtral or gpt2; default the first that fits")
+    parser.add_argument("--shard-size", type=float, default=5.0, help="the most in one file, in GB; default 5")
+    options = parser.parse_args(words)
+    if options.shard_size <= 0:
+        raise UserError(f"--shard-size {options.shard_size} must be positive")
+
+    from pathlib import Path
+
+    from athanor.models.huggingface import export_run
+
+    most = int(options.shard_size * 10**9)
+    family = export_run(options.run, Path(options.directory), family=options.family, shard_bytes=most)
+    print(f"{family}  {_short(Path(options.directory).resolve())}")
     return 0
 
 

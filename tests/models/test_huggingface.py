@@ -263,3 +263,34 @@ def test_conversion_holds_one_part_in_memory(checkpoint):
     _, entries = ImportCheckpoint([str(path) for path in checkpoint.iterdir()]).read()
     joined = next(entry for entry in entries if entry.name == "blocks.0.attention.qkv.weight")
     assert [tuple(chunk.shape) for chunk in joined.chunks] == [(32, 32), (16, 32), (16, 32)]
+
+
+def test_from_the_command_line_and_back(checkpoint, project):
+    """Import is an experiment, so a checkpoint has a lineage as all inputs have."""
+    assert checkpoint == project.folder / "checkpoint"
+    project.experiment(
+        "import/tiny",
+        """
+        # A checkpoint of Hugging Face.
+        defaults: [/prepare, _self_]
+        inputs:
+          checkpoint: {files: checkpoint/*}
+        job:
+          _target_: athanor.models.huggingface.ImportCheckpoint
+          files: ${inputs.checkpoint}
+        """,
+    )
+    done = project.athanor("prepare", "experiment=import/tiny")
+    assert done.returncode == 0, done.stderr
+    run = next((project.folder / "runs/import/tiny").iterdir())
+    tokens = torch.arange(20)[None]
+    torch.testing.assert_close(models.load(str(run))(tokens), ours(tie_embeddings=False)(tokens))
+    done = project.athanor("export", "import/tiny", "out", "--family", "mistral", "--shard-size", "0.00002")
+    assert (done.returncode, done.stdout) == (0, "mistral  out\n"), done.stderr
+    before, after = tensors(checkpoint), tensors(project.folder / "out")
+    assert len(list((project.folder / "out").glob("*.safetensors"))) > 1
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    refused = project.athanor("export", "import/tiny", "other", "--family", "gpt2")
+    assert refused.returncode == 2
+    assert "gpt2 does not hold this model" in refused.stderr

@@ -15,18 +15,20 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
+from athanor.corpus.tokenizer import FILENAME as TOKENIZER
 from athanor.errors import UserError
 from athanor.models import ARCHITECTURE, WEIGHTS
 from athanor.models.attention import Attention
 from athanor.models.dropout import Dropout
 from athanor.models.feedforward import Activation, FeedForward
+from athanor.models.huggingface_tokenizer import export_tokenizer
 from athanor.models.moe import MixtureOfExperts
 from athanor.models.norms import Norm
 from athanor.models.parts import node
 from athanor.models.patterns import Full, Pattern, Window
 from athanor.models.positions import Learned, Rotary
 from athanor.models.scaling import Linear, Llama3, Scaling, YaRN
-from athanor.models.streams import Entry, Reader, shards, write
+from athanor.models.streams import Entry, Reader, replace, shards, write
 from athanor.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -388,6 +390,23 @@ def family_of(model: Transformer, wanted: str | None = None) -> tuple[str, Confi
     )
 
 
+def export_run(run: str, directory: Path, *, family: str | None = None, shard_bytes: int = 5 * 10**9) -> str:
+    """Exports the model of a finished run, and its tokenizer where it has one; hashes verified. As `export`."""
+    from athanor.runs.store import open_run
+
+    source = open_run(run)
+    outputs = source.manifest["outputs"]
+    if ARCHITECTURE not in outputs:
+        raise UserError(
+            f"{run} is a {source.manifest['kind']} run and holds no model; name a training run or an import."
+        )
+    description = json.loads(source.path(ARCHITECTURE).read_text(encoding="utf-8"))
+    name = export(source.path(WEIGHTS), description, directory, family=family, shard_bytes=shard_bytes)
+    if TOKENIZER in outputs:
+        export_tokenizer(source.path(TOKENIZER), directory, description["context"])
+    return name
+
+
 def export(
     weights: Path, description: Config, directory: Path, *, family: str | None = None, shard_bytes: int = 5 * 10**9
 ) -> str:
@@ -416,7 +435,7 @@ def export(
             entries.append(Entry(part.name, reader.dtype(own), theirs, rows_of(reader, own, part)))
     directory.mkdir(parents=True, exist_ok=True)
     groups = list(shards(entries, shard_bytes))
-    files = {}
+    files: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         file = WEIGHTS if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         replace(directory / file, lambda path, group=group: write(path, group))  # type: ignore[misc]
@@ -435,9 +454,3 @@ def rows_of(reader: Reader, name: str, part: Part) -> Iterator[Tensor]:
     rows = slice(part.start, part.stop)
     tensor = reader.read(name, rows) if part.expert is None else reader.read(name, part.expert, rows)
     yield tensor.T if part.transposed else tensor
-
-
-def replace(path: Path, make: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    make(temporary)
-    temporary.replace(path)

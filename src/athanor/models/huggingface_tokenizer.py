@@ -5,6 +5,9 @@ character and becomes bytes, as with us. Nothing is normalised, split or put bef
 
 The chat roles are special tokens: what a chat template writes becomes their ids. So does the same text from a user:
 where that must not be, encode it with `split_special_tokens=True`.
+
+Of a unigram model two segmentations may score the same, as runs of one character do; SentencePiece then decides by its
+float32 rounding, so there the same pieces may come in another order. Byte-pair encodings have no such ties.
 """
 
 import json
@@ -14,7 +17,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from athanor.corpus.tokenizer import META_SPACE, SPECIAL, Tokenizer
-from athanor.models.huggingface import replace
+from athanor.models.streams import replace
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
@@ -35,7 +38,7 @@ def export_tokenizer(model: Path, directory: Path, context: int | None = None) -
         UserError: no tokenizer of ours.
     """
     tokenizer = Tokenizer(model)
-    proto = sentencepiece_model_pb2.ModelProto.FromString(Path(model).read_bytes())
+    proto = sentencepiece_model_pb2.ModelProto.FromString(Path(model).read_bytes())  # type: ignore[attr-defined]
     kinds = proto.SentencePiece
     pieces = [
         piece.piece if piece.type == kinds.BYTE else piece.piece.replace(META_SPACE, " ") for piece in proto.pieces

@@ -4,9 +4,9 @@ The format: 8 bytes with the length of a JSON header, the header {name: {dtype, 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -38,7 +38,7 @@ class Reader:
     """
 
     def __init__(self, paths: Sequence[Path]):
-        self.files = {}
+        self.files: dict[str, Any] = {}
         for path in paths:
             try:
                 file = safe_open(str(path), framework="pt")
@@ -76,7 +76,7 @@ def write(path: Path, entries: Sequence[Entry]) -> None:
         for entry in entries:
             before = file.tell()
             for chunk in entry.chunks:
-                file.write(memoryview(chunk.contiguous().view(-1).view(torch.uint8).numpy()))
+                file.write(chunk.contiguous().view(-1).view(torch.uint8).numpy().data)
             assert file.tell() - before == entry.bytes, f"{entry.name} has other bytes than its shape says"
 
 
@@ -92,3 +92,10 @@ def shards(entries: Iterable[Entry], most: int) -> Iterator[list[Entry]]:
         size += entry.bytes
     if group:
         yield group
+
+
+def replace(path: Path, make: Callable[[Path], object]) -> None:
+    """Makes a file under a temporary name, then renames it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    make(temporary)
+    temporary.replace(path)
