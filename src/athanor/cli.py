@@ -228,7 +228,7 @@ def _sweep(words: list[str]) -> int:
         print(f"failed: {member.number}, {member.title}; {_short(composed.directory / 'log' / f'{member.number}.txt')}")
     if ending.left:
         print(f"not begun: {len(ending.left)}; {ending.reason}")
-    print(f"report: athanor report {' '.join(composed.command.split()[2:])}")
+    print(f"report: {composed.command.replace('sweep', 'report', 1)}")
     return 0 if done == len(composed) else 1
 
 

@@ -11,31 +11,32 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "furnace"))
 from furnace_project import SHAPE, TASKS, Furnace, end
 
 EXPERIMENTS = {
     "tasks/small": {
-        "defaults": ["/tasks/demo", "_self_"],
-        "job": dict(word.lstrip("+").split("=") for word in TASKS.split()),
+        "defaults": ["/tasks/demo@_global_", "_self_"],
+        "job": {k: int(n) for k, n in (w.lstrip("+").split("=") for w in TASKS.split())},
     },
     "documents/small": {
-        "defaults": ["/documents/demo", "_self_"],
+        "defaults": ["/documents/demo@_global_", "_self_"],
         "inputs": {"stdlib": {"files": "raw/*.py"}, "tasks": "tasks/small"},
     },
     "tokenizer/small": {
-        "defaults": ["/tokenizer/demo", "_self_"],
+        "defaults": ["/tokenizer/demo@_global_", "_self_"],
         "inputs": {"documents": "documents/small"},
         "job": {"vocabulary_size": 600},
     },
     "shards/small": {
-        "defaults": ["/shards/demo", "_self_"],
+        "defaults": ["/shards/demo@_global_", "_self_"],
         "inputs": {"documents": "documents/small", "tokenizer": "tokenizer/small"},
         "job": {"validation_fraction": 0.1},
     },
     "pretrain/small": {
-        "defaults": ["/pretrain/demo", "_self_"],
+        "defaults": ["/pretrain/demo@_global_", "_self_"],
         "inputs": {"shards": "shards/small", "tokenizer": "tokenizer/small"},
         "max_steps": 12,
         "validate_every_n_steps": 4,
@@ -62,7 +63,7 @@ def test_from_raw_files_to_a_verdict(tmp_path: Path) -> None:
     for name, text in EXPERIMENTS.items():
         scope = "" if name == "ablations/small" else "# @package _global_\n"
         (path := tmp_path / f"experiments/{name}.yaml").parent.mkdir(exist_ok=True)
-        path.write_text(f"# Small.\n{scope}{json.dumps(text)}\n")
+        path.write_text(f"# Small.\n{scope}{yaml.safe_dump(text, sort_keys=False)}")
     sweep = furnace.start("sweep", "ablation=small")
     try:
         deadline, killed = time.monotonic() + 500, None

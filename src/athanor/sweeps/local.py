@@ -64,8 +64,10 @@ def sweep(ablation: Ablation, *, workers: int = 1, retries: int = 1, progress: P
     if workers < 1 or retries < 0:
         raise UserError(f"--workers {workers} must be at least 1 and --retries {retries} at least 0")
     progress = progress or Progress(quiet=True)
-    before = [member for member in ablation.members if member.status() == "finished"]
-    waiting = [member for member in ablation.members if member not in before]
+    before: list[Member] = []
+    waiting: list[Member] = []
+    for member in ablation.members:
+        (before if member.status() == "finished" else waiting).append(member)
     if not waiting:
         return Ending(before, [], [], [], "")
     ablation.validate()
