@@ -274,8 +274,8 @@ def _submission(
         "ATHANOR_ENVIRONMENT": settings["environment"] or "",
         "ATHANOR_CONTAINER": settings["container"] or "",
     }
-    if not (settings["environment"] or settings["container"]):
-        environment["ATHANOR_PYTHON"] = sys.executable
+    own = not (settings["environment"] or settings["container"])
+    environment["ATHANOR_PYTHON"] = sys.executable if own else ""
     return Submission(experiment, tuple(words), f"slurm/{script}.sbatch", tuple(flags), environment, name, after)
 
 
