@@ -75,7 +75,7 @@ def prepare_pipeline(name: str, overrides: Sequence[str]) -> tuple[dict[str, Sub
     """(jobs of the steps yet to be made and, as "report", of the page; jobs that are in the queue already, by step)."""
     composed = pipeline.load(name, overrides)
     pipeline.validate(composed)
-    root = next(iter(composed.steps.values())).directory.parents[2]
+    root = Path(next(iter(composed.steps.values())).config["paths"]["runs"])
     queued = {job.directory: job.id for job in jobs.live(root)}
     directories = {experiment.directory: step for step, experiment in composed.steps.items()}
     found: dict[str, Submission] = {}
