@@ -252,7 +252,7 @@ def _submission(
     nodes, devices = (cluster["nodes"], _devices(cluster)) if train else (1, 1)
     runs = Path(experiment.config["paths"]["runs"])
     flags = [
-        f"--job-name={experiment.name}",
+        f"--job-name={words[1].partition('=')[2] if words[0] == 'pipeline' else experiment.name}",
         f"--chdir={catalog.project()}",
         f"--output={runs / jobs.FOLDER / '%j.txt'}",
         "--export=ALL",
