@@ -272,8 +272,8 @@ def _submit(words: list[str]) -> int:
     numbers = submission.send(found, waiting)
     _table([(f"job {number}", key, found[key].title if key != "report" else "") for key, number in numbers.items()])
     first = next(iter(numbers.values()))
-    folder = next(iter(found.values())).experiment.directory.parents[name.count("/") + 1] / jobs.FOLDER
-    print(f"follow:  athanor jobs  |  tail -F {_short(folder)}/{first}.txt\nend:     athanor cancel {first}")
+    log = _short(f"{next(iter(found.values())).experiment.config['paths']['runs']}/{jobs.FOLDER}/{first}.txt")
+    print(f"follow:  athanor jobs  |  tail -F {log}\nend:     athanor cancel {first}")
     return 0
 
 

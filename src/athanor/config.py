@@ -144,11 +144,14 @@ def build(node: Any, **keywords: Any) -> Any:
 
 
 def applicable(name: str, overrides: Sequence[str]) -> list[str]:
-    """Those of the overrides whose key or group the experiment has."""
+    """Those of the overrides whose key or group the experiment has, once the groups among them are chosen."""
     if not overrides:
         return []
-    config = _compose(name, ())
-    return [text for text in overrides if _has(config, _parse(text).key_or_group.replace("/", "."))]
+    config, groups = _compose(name, ()), catalog.source() / "configs"
+    keys = [(text, _parse(text).key_or_group) for text in overrides]
+    if chosen := tuple(text for text, key in keys if (groups / key).is_dir() and _has(config, key)):
+        config = _compose(name, chosen)
+    return [text for text, key in keys if _has(config, key.replace("/", "."))]
 
 
 def is_execution(override: str) -> bool:

@@ -79,14 +79,26 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """What a power cut does: slurmd and every process of the node's jobs are gone."""
-        slurmd = int((self.folder / f"run/slurmd-{name}.pid").read_text())
-        os.kill(slurmd, signal.SIGKILL)
+        os.kill(int((self.folder / f"run/slurmd-{name}.pid").read_text()), signal.SIGKILL)
         mine = {f"SLURMD_NODENAME={name}", f"SLURM_CONF={self.conf['SLURM_CONF']}"}
+        found = []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                steps = (path / "comm").read_text().strip() == "slurmstepd" and name in (path / "cmdline").read_text()
-                if steps or mine <= set((path / "environ").read_text(errors="replace").split("\0")):
-                    os.kill(int(path.name), signal.SIGKILL)
+                if mine <= set((path / "environ").read_text(errors="replace").split("\0")):
+                    found.append(int(path.name))
+        # slurmstepd first: it would tell slurmctld of its tasks' end, which a node without power does not
+        for process in (*{parent(process) for process in found}, *found):
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+
+
+def parent(process: int) -> int:
+    """Of a process that is a slurmstepd's child, that slurmstepd; else the process itself."""
+    with contextlib.suppress(OSError):  # it has gone meanwhile
+        above = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        if Path(f"/proc/{above}/comm").read_text().startswith("slurmstepd"):
+            return above
+    return process
 
 
 class Rehearsal(Furnace):

@@ -33,10 +33,12 @@ def test_signalled_and_preempted_on_two_nodes_it_loses_no_step_and_repeats_none(
     rehearsal: Rehearsal, cluster: Cluster, undisturbed: Callable[[int], Path], tmp_path: Path
 ) -> None:
     """USR1 to every process of the job, data-loading workers too; then to one rank alone; then SIGTERM, because a job
-    of a higher partition wants the nodes.
+    of a higher partition wants the nodes. It is called bash, as an interactive job is.
     """
     words = rehearsal.words(tmp_path, *TWO_NODES, "cluster.num_workers=1")
-    number = rehearsal.sbatch("slurm/train.sbatch", *words, flags=("--nodes=2", "--partition=low", "--exclusive"))
+    number = rehearsal.sbatch(
+        "slurm/train.sbatch", *words, flags=("--nodes=2", "--partition=low", "--exclusive", "--job-name=bash")
+    )
     run = wait_for_step(tmp_path, 5)
     cluster.ask("scancel", "--signal=USR1", number)
     wait_until(lambda: int(cluster.job(number)["Restarts"]) == 1, 60, "the requeue after USR1")

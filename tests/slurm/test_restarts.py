@@ -132,6 +132,21 @@ def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
     assert slurm.first_node(nodes) == first
 
 
+def test_neighbours_and_restarts_meet_at_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that starts again where its last processes still hold the port, and tasks of an array on one node."""
+
+    def port(job: int, restart: int, step: int) -> int:
+        monkeypatch.setenv("SLURM_JOB_ID", str(job))
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        monkeypatch.setenv("SLURM_STEP_ID", str(step))
+        return slurm.port()
+
+    near = {(job, restart, step) for job in range(90_000, 90_100) for restart in range(3) for step in range(3)}
+    ports = [port(*one) for one in near]
+    assert len(set(ports)) == len(near)
+    assert 12_000 <= min(ports) <= max(ports) < 32_768, "below those that the kernel hands out"
+
+
 def test_ranks_of_a_step_and_not_of_a_batch_script(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch script hands SLURM_PROCID=0 to all it starts, Lightning's own second process too."""
     for name in ("RANK", "LOCAL_RANK"):

@@ -25,7 +25,11 @@ def submitted(outcome: Any) -> dict[str, str]:
 
 def test_what_cluster_says_is_what_slurm_hears(rehearsal: Rehearsal, cluster: Cluster, tmp_path: Path) -> None:
     more = [*TWO_NODES, "cluster.slurm.partition=low", "cluster.slurm.time='1-02:00:00'", "cluster.slurm.memory=1G"]
-    more += ["cluster.slurm.cpus_per_task=2", "cluster.slurm.options=[--hold,--comment=rehearsal]", "cluster.devices=2"]
+    more += [
+        "cluster.slurm.cpus_per_task=2",
+        "cluster.slurm.options=['--hold','--comment=rehearsal']",
+        "cluster.devices=2",
+    ]
     more += ["cluster.accelerator=gpu", "cluster.slurm.signal_seconds=77"]
     numbers = submitted(rehearsal.run("submit", "train", *rehearsal.words(tmp_path, *more)))
     number = numbers["pretrain/demo"]
@@ -54,7 +58,7 @@ def test_a_job_runs_the_code_as_it_was_when_it_was_submitted(
     path = rehearsal.folder / "experiments/pretrain/demo.yaml"
     before = path.read_text()
     words = rehearsal.words(tmp_path, "max_steps=20", "validate_every_n_steps=10")
-    sent = rehearsal.run("submit", "train", *words, "cluster.slurm.options=[--hold]")
+    sent = rehearsal.run("submit", "train", *words, "cluster.slurm.options=['--hold']")
     number = submitted(sent)["pretrain/demo"]
     expected = sent.out.split()[3]
     try:
@@ -86,7 +90,7 @@ def test_a_pipeline_is_a_chain_of_jobs(rehearsal: Rehearsal, cluster: Cluster, t
     file = rehearsal.folder / "experiments/pipelines/two.yaml"
     file.write_text(f"# Two steps.\n{yaml.safe_dump({'steps': tiny, 'report': 'Two'}, sort_keys=False)}")
     words = ["pipeline", "experiment=pipelines/two", "cluster=local-slurm", f"paths.runs={tmp_path}"]
-    numbers = submitted(rehearsal.run("submit", *words, "cluster.slurm.options=[--begin=now+4]"))
+    numbers = submitted(rehearsal.run("submit", *words, "cluster.slurm.options=['--begin=now+20']"))
     assert list(numbers) == ["tasks", "documents", "report"]
     waits = cluster.job(numbers["documents"])
     assert waits["Dependency"].startswith(f"afterok:{numbers['tasks']}")
@@ -136,7 +140,7 @@ def test_what_follows_a_failed_job_does_not_wait_for_ever(
     rehearsal: Rehearsal, cluster: Cluster, tmp_path: Path
 ) -> None:
     words = ["pipeline", "experiment=pipelines/data", "cluster=local-slurm", f"paths.runs={tmp_path}"]
-    numbers = submitted(rehearsal.run("submit", *words, "cluster.slurm.options=[--begin=now+5]"))
+    numbers = submitted(rehearsal.run("submit", *words, "cluster.slurm.options=['--begin=now+60']"))
     assert list(numbers) == ["tasks", "documents", "tokenizer", "shards", "report"]
     cluster.ask("scancel", numbers["documents"])
     for step in ("tokenizer", "shards", "report"):
@@ -190,7 +194,7 @@ def guarded(rehearsal: Rehearsal, tmp_path: Path) -> dict[str, str]:
         (["max_stps=3"], "did you mean 'max_steps'?"),
         (["model.width=wide"], "model.width"),
         (["+cluster.slurm.partion=gpu"], "did you mean 'partition'?"),
-        (["cluster.slurm.time=24:00:00"], "cluster.slurm.time"),
+        (["cluster.slurm.time=86400"], "cluster.slurm.time"),  # as YAML reads 24:00:00
         (["cluster.slurm.memory=lots"], "cluster.slurm.memory=lots is not as SLURM writes it: 200G"),
         (["cluster.devices=auto"], "SLURM needs to know how many on each node"),
         (["cluster=cpu"], "is not one of SLURM; say cluster=local-slurm or cluster=slurm"),

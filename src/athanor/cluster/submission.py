@@ -75,7 +75,7 @@ def prepare_pipeline(name: str, overrides: Sequence[str]) -> tuple[dict[str, Sub
     """(jobs of the steps yet to be made and, as "report", of the page; jobs that are in the queue already, by step)."""
     composed = pipeline.load(name, overrides)
     pipeline.validate(composed)
-    root = next(iter(composed.steps.values())).directory.parents[2]
+    root = Path(next(iter(composed.steps.values())).config["paths"]["runs"])
     queued = {job.directory: job.id for job in jobs.live(root)}
     directories = {experiment.directory: step for step, experiment in composed.steps.items()}
     found: dict[str, Submission] = {}
@@ -252,7 +252,7 @@ def _submission(
     nodes, devices = (cluster["nodes"], _devices(cluster)) if train else (1, 1)
     runs = Path(experiment.config["paths"]["runs"])
     flags = [
-        f"--job-name={experiment.name}",
+        f"--job-name={words[1].partition('=')[2] if words[0] == 'pipeline' else experiment.name}",
         f"--chdir={catalog.project()}",
         f"--output={runs / jobs.FOLDER / '%j.txt'}",
         "--export=ALL",
@@ -274,8 +274,8 @@ def _submission(
         "ATHANOR_ENVIRONMENT": settings["environment"] or "",
         "ATHANOR_CONTAINER": settings["container"] or "",
     }
-    if not (settings["environment"] or settings["container"]):
-        environment["ATHANOR_PYTHON"] = sys.executable
+    own = not (settings["environment"] or settings["container"])
+    environment["ATHANOR_PYTHON"] = sys.executable if own else ""
     return Submission(experiment, tuple(words), f"slurm/{script}.sbatch", tuple(flags), environment, name, after)
 
 
