@@ -3,8 +3,8 @@
     pip install -e '.[peers]'
     python benchmarks/corpus.py [--data DIRECTORY] [--rounds 3] [--megabytes 4] [filters] [duplicates] [planted] [scale]
 
-Sides take turns in one process, round by round, measured in CPU seconds; a first round is not counted. Each ratio is the
-median over the rounds. What our filters remember of words is forgotten before each round; spaCy's own cache stays warm.
+Sides take turns in one process, round by round, measured in CPU seconds; a first round is not counted. Each ratio is
+the median over the rounds. What our filters remember of words is forgotten before each round; spaCy's cache stays warm.
 `scale` makes a million synthetic documents (minutes) and is not run by default.
 """
 
@@ -122,7 +122,7 @@ def filters(arguments: argparse.Namespace) -> None:
 
 
 def duplicates(arguments: argparse.Namespace) -> None:
-    """The truth set, by both methods; MB a CPU second beside datatrove's MinHash signatures, its first stage of four."""
+    """The truth set, by both methods; MB a CPU second beside the first of datatrove's four stages."""
     documents = [Document(row["id"], row["text"], "s") for row in rows("dedup_minhash/docs_1000.jsonl.gz")]
     order = {document.id: number for number, document in enumerate(documents)}
     truth = {tuple(sorted((order[p["a"]], order[p["b"]]))) for p in rows("dedup_minhash/truth_1000.jsonl.gz")}

@@ -69,14 +69,10 @@ def test_full_width_letters_become_ascii_and_chinese_marks_stay():
 def test_mojibake_is_repaired_and_sound_text_is_not_touched():
     pytest.importorskip("ftfy")
     step = Normalize(mojibake=True)
-    for sound in ("“naïve” café", "他说：“好”", "l’été, 3 µm, £5"):
-        spoilt = (
-            sound.encode().decode("windows-1252", "ignore") if sound[0] != "他" else sound.encode().decode("latin-1")
-        )
+    for sound in ("“naïve” café", "他说：“好”", "l’été, 3 µm, £5", "&amp; stays"):
         assert step.apply(document(sound)).text == sound
-        if spoilt.encode("windows-1252", "ignore").decode("utf-8", "ignore") == sound:
-            assert step.apply(document(spoilt)).text == sound
-    assert step.apply(document("cafÃ© â€œvoilÃ â€\x9d &amp; more")).text == "café “voilà” &amp; more"
+    assert step.apply(document("cafÃ© â€œnaÃ¯veâ€\x9d &amp; more")).text == "café “naïve” &amp; more"
+    assert step.apply(document("他说：“你好”".encode().decode("latin-1"))).text == "他说：“你好”"
 
 
 def test_scripts_of_chinese():
