@@ -1,12 +1,14 @@
 """One spelling for one text."""
 
 import random
+import sys
 import unicodedata
 
 import pytest
 from corpus_harness import CHINESE, ENGLISH, document
 
 from athanor.corpus.normalize import Normalize, normalize
+from athanor.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,34 @@ def test_the_step_counts():
 def test_spaces_collapse_only_on_demand_and_only_inside():
     (result,) = Normalize(collapse_spaces=True)([document("    indented  code\t\tand   text")])
     assert result.text == "    indented code and text"
+
+
+def test_full_width_letters_become_ascii_and_chinese_marks_stay():
+    step = Normalize(half_width=True)
+    assert step.apply(document("ＡＢＣ１２３ａｚ，（全角）！")).text == "ABC123az，（全角）！"
+    assert Normalize().apply(document("ＡＢＣ，")).text == "ＡＢＣ，"
+
+
+def test_mojibake_is_repaired_and_sound_text_is_not_touched():
+    pytest.importorskip("ftfy")
+    step = Normalize(mojibake=True)
+    for sound in ("“naïve” café", "他说：“好”", "l’été, 3 µm, £5", "&amp; stays"):
+        assert step.apply(document(sound)).text == sound
+    assert step.apply(document("cafÃ© â€œnaÃ¯veâ€\x9d &amp; more")).text == "café “naïve” &amp; more"
+    assert step.apply(document("他说：“你好”".encode().decode("latin-1"))).text == "他说：“你好”"
+
+
+def test_scripts_of_chinese():
+    pytest.importorskip("opencc")
+    simplified, traditional = "头发发现，皇后在后面，干燥的干部", "頭髮發現，皇后在後面，乾燥的幹部"
+    assert Normalize(script="simplified").apply(document(traditional, language="zh")).text == simplified
+    assert Normalize(script="traditional").apply(document(simplified)).text == traditional
+    assert Normalize(script="simplified").apply(document("頭髪", language="ja")).text == "頭髪"
+    with pytest.raises(UserError, match="script 'pinyin' must be simplified or traditional"):
+        Normalize(script="pinyin")
+
+
+def test_a_missing_library_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(UserError, match=r"needs the package ftfy; install it with `pip install 'athanor\[text\]'`"):
+        Normalize(mojibake=True).apply(document("x"))

@@ -5,6 +5,7 @@ On 181 pages with human truth its 4-gram F1 is 0.96, against 0.67 for stripping 
 
 import logging
 import re
+from contextlib import suppress
 from typing import Any
 
 from athanor.corpus.documents import Document
@@ -19,13 +20,15 @@ BROWSER_CHARSETS = {
     **dict.fromkeys(("ascii", "us-ascii", "latin1", "iso-8859-1", "iso8859-1"), "windows-1252"),
     "big5": "big5hkscs",
 }
+# Of the most frequent Chinese characters, in either script; the bytes of one charset rarely spell them in the other.
+COMMON = "的一是不在人有我他这這中大来來上国國个個到说說们們为為子和你地出也时時年得就那要下以会會自之学學对對可后後多天而能好"
 
 
 def decode_html(data: bytes, declared: str | None = None) -> tuple[str, str]:
     """(text, charset). The byte order mark decides, then the HTTP header, then the page's own word, then validity.
 
-    A page that keeps to none of the charsets named is UTF-8 with stray bytes if nearly all of it is, GB 18030 if all of
-    it is, and else windows-1252, as in browsers.
+    A page that keeps to none of the charsets named is UTF-8 with stray bytes if nearly all of it is; GB 18030 or Big5 if
+    all of it is, whichever makes more common characters of it; and else windows-1252, as in browsers.
     """
     if data.startswith(b"\xef\xbb\xbf"):
         return data[3:].decode("utf-8", "replace"), "utf-8"
@@ -42,10 +45,13 @@ def decode_html(data: bytes, declared: str | None = None) -> tuple[str, str]:
     text = data.decode("utf-8", "replace")
     if text.count("\ufffd") <= 0.05 * sum(character > "\x7f" for character in text):
         return text, "utf-8"
-    try:
-        return data.decode("gb18030"), "gb18030"
-    except UnicodeDecodeError:
-        return data.decode("windows-1252", "replace"), "windows-1252"
+    possible = []
+    for charset in ("gb18030", "big5hkscs"):
+        with suppress(UnicodeDecodeError):
+            possible.append((data.decode(charset), charset))
+    if possible:
+        return max(possible, key=lambda pair: sum(map(pair[0].count, COMMON)))
+    return data.decode("windows-1252", "replace"), "windows-1252"
 
 
 class ExtractHtml(Step):

@@ -1,5 +1,6 @@
 """Reading compressed files with errors that name the file, and writing them whole or not at all."""
 
+import errno
 import gzip
 import io
 import os
@@ -65,6 +66,10 @@ def naming(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path} is truncated or corrupted ({error}); fetch or make it again.") from None
     except PermissionError:
         raise UserError(f"{path} may not be read; change its permissions.") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a symbolic link that leads back to itself; remove it.") from None
+        raise
 
 
 class Input:
@@ -125,5 +130,9 @@ def whole(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk is full: {path} could not be written; make room and run again.") from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)

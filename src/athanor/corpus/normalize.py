@@ -1,10 +1,14 @@
 """One spelling for one text: Unicode NFC, plain newlines and spaces, nothing invisible."""
 
+import importlib
 import re
 import unicodedata
+from functools import cached_property
+from typing import Any, Literal
 
 from athanor.corpus.documents import Document
 from athanor.corpus.steps import Step
+from athanor.errors import UserError
 
 NEWLINES = re.compile("\r\n?|[\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 # Spaces that only typesetting tells from U+0020. The ideographic space U+3000 carries indentation in Chinese and stays.
@@ -30,21 +34,66 @@ def normalize(text: str) -> str:
     return BLANKS.sub("\n\n", text).strip("\n")
 
 
+# Full-width letters and digits to ASCII. Chinese punctuation is full width by right and stays.
+WIDTH = {code: code - 0xFEE0 for first, last in ("０９", "ＡＺ", "ａｚ") for code in range(ord(first), ord(last) + 1)}
+CONVERSIONS = {"simplified": "t2s", "traditional": "s2t"}
+
+
+def rare(module: str) -> Any:
+    """A library that only some configs need."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(
+            f"this config needs the package {module}; install it with `pip install 'athanor[text]'`."
+        ) from None
+
+
 class Normalize(Step):
     """Args:
     collapse_spaces: make one space of several between words. Not for code and tables.
+    mojibake: repair text that was decoded with the wrong charset, such as â€œ for “ (ftfy). Entities stay.
+    half_width: make ASCII of full-width letters and digits.
+    script: convert Chinese characters, phrase by phrase (OpenCC); "und" and Chinese documents only.
     """
 
     name = "normalize"
 
-    def __init__(self, collapse_spaces: bool = False, only: list[str] | None = None):
+    def __init__(
+        self,
+        collapse_spaces: bool = False,
+        mojibake: bool = False,
+        half_width: bool = False,
+        script: Literal["simplified", "traditional"] | None = None,
+        only: list[str] | None = None,
+    ):
         super().__init__(only)
+        if script is not None and script not in CONVERSIONS:
+            raise UserError(f"Normalize: script {script!r} must be simplified or traditional.")
         self.collapse_spaces = collapse_spaces
+        self.mojibake = mojibake
+        self.half_width = half_width
+        self.script = script
+
+    @cached_property
+    def converter(self) -> Any:
+        return rare("opencc").OpenCC(CONVERSIONS[self.script or ""])
+
+    @cached_property
+    def ftfy(self) -> Any:
+        return rare("ftfy")
 
     def apply(self, document: Document) -> Document | str:
-        text = normalize(document.text)
+        text = document.text
+        if self.mojibake:
+            text = self.ftfy.fix_encoding(text)
+        text = normalize(text)
         if self.collapse_spaces:
             text = INNER_RUNS.sub(" ", text)
+        if self.half_width:
+            text = text.translate(WIDTH)
+        if self.script and document.language.startswith(("zh", "und")):
+            text = self.converter.convert(text)
         if not text or text.isspace():
             return "empty"
         if text != document.text:

@@ -26,7 +26,7 @@ SHORT_FORM = re.compile(
     r"([A-Za-z]+?)(n['’]t)|(I|[Yy]ou|[Hh]e|[Ss]he|[Ii]t|[Ww]e|[Tt]hey|[Tt]h(?:at|ere)|[Ww]h(?:o|at|en|ere|y)|[Hh]ow)"
     r"(['’](?:re|ve|ll|d|m))|([Cc]an)(not)"
 )
-ADDRESS = re.compile(r"(?:\w+://|www\.)\S*[\w/]|(?:[\w-]+\.)+(?:com|org|net|edu|gov|io|uk|de|cn)(?:/\S*)?")
+ADDRESS = re.compile(r"(?:\w+://|www\.)\S*[\w/]|(?:[\w-]+\.)+(?:com|org|net|edu|gov|io|uk|de|cn)(?:/\S*[\w/])?")
 QUOTES = "'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧"
 POINTS = "…,:;!?¿؟¡()\\[\\]{}<>_#*&。？！，、；：～·।،۔؛٪"
 ICONS = "\u2190-\u2bff©®°|\U0001f000-\U0001faff"
