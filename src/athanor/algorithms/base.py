@@ -181,9 +181,10 @@ class Algorithm(LightningModule):
         if self.grad_norm is not None:
             metrics["train/grad_norm"] = float(self.grad_norm)
         metrics["train/lr"] = self.rate
-        if counts := getattr(self.model, "routing_counts", dict)():
-            reduced = {k: self.trainer.strategy.reduce(v, reduce_op="sum") for k, v in counts.items()}
-            metrics |= routing_metrics(reduced)
+        counts: dict[int, Tensor] = getattr(self.model, "routing_counts", dict)()
+        for layer, count in counts.items():
+            counts[layer] = self.trainer.strategy.reduce(count, reduce_op="sum")
+        metrics |= routing_metrics(counts)
         self.report(metrics)
 
     def report(self, metrics: dict[str, float], step: int | None = None) -> None:
