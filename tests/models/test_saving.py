@@ -74,8 +74,12 @@ def test_a_tied_matrix_is_written_once(tmp_path):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
+    run = saved(Transformer(**SHAPE), tmp_path / "a", kind="prepare")
+    models.load(run)  # an imported checkpoint
+    path = tmp_path / "a/sft/tiny/0123456789abcdef/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"outputs": {}}))
     with pytest.raises(UserError, match="is a prepare run and holds no model"):
-        models.load(saved(Transformer(**SHAPE), tmp_path / "a", kind="prepare"))
+        models.load(run)
     run = saved(Transformer(**SHAPE), tmp_path / "b")
     path = tmp_path / "b/sft/tiny/0123456789abcdef/model.safetensors"
     whole = path.read_bytes()
