@@ -37,7 +37,7 @@ def test_an_attempt_that_a_lost_node_still_runs_gives_way_to_the_restart(
     words = ["train", *rehearsal.words(tmp_path, "checkpoint.every_n_steps=20")]
     lost = rehearsal.start(*words, **JOB)
     run = wait_for_step(tmp_path, 25)
-    again = rehearsal.run(*words, **JOB, SLURM_RESTART_COUNT="1")
+    again = rehearsal.run(*words, **JOB, SLURM_RESTART_COUNT="1", timeout=500)
     _, err = lost.communicate(timeout=60)
     assert lost.returncode == 128 + signal.SIGTERM, err
     assert "athanor: this job has been restarted elsewhere; leaving the run to it" in err
