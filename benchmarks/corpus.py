@@ -138,12 +138,14 @@ def duplicates(arguments: argparse.Namespace) -> None:
     given = [Document(str(number), text, "s") for number, text in enumerate(texts)]
     size = sum(len(text.encode()) for text in texts) / 1e6
 
+    import xxhash
     from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
     from datatrove.utils.text import split_into_parts
     from loguru import logger
 
     logger.remove()
     peer = MinhashDedupSignature(output_folder=tempfile.gettempdir(), config=MinhashConfig())
+    peer._hash_func = lambda text: xxhash.xxh64_intdigest(text.encode())  # xxhash 4 takes bytes only
 
     def signatures() -> None:
         split_into_parts.cache_clear()
@@ -167,8 +169,9 @@ def edited(text: str, rate: float, rng: random.Random) -> str:
     for character in text:
         if rng.random() >= rate:
             result.append(character)
-        else:
-            result.append(rng.choice(("", rng.choice(text), character + rng.choice(text))))
+            continue
+        kind = rng.randrange(3)
+        result.append(("", rng.choice(text), character + rng.choice(text))[kind])
     return "".join(result)
 
 

@@ -21,14 +21,14 @@ BROWSER_CHARSETS = {
     "big5": "big5hkscs",
 }
 # Of the most frequent Chinese characters, in either script; the bytes of one charset rarely spell them in the other.
-COMMON = "的一是不在人有我他这這中大来來上国國个個到说說们們为為子和你地出也时時年得就那要下以会會自之学學对對可后後多天而能好"
+COMMON = "的一是不在人有我他这這中大来來上国國个個到说說们們为為子和你地出也时時年得就那要下以会會自之学學对對后後多"
 
 
 def decode_html(data: bytes, declared: str | None = None) -> tuple[str, str]:
     """(text, charset). The byte order mark decides, then the HTTP header, then the page's own word, then validity.
 
-    A page that keeps to none of the charsets named is UTF-8 with stray bytes if nearly all of it is; GB 18030 or Big5 if
-    all of it is, whichever makes more common characters of it; and else windows-1252, as in browsers.
+    A page that keeps to none of the charsets named is UTF-8 with stray bytes if nearly all of it is; GB 18030 or Big5
+    if all of it is, whichever makes more common characters of it; and else windows-1252, as in browsers.
     """
     if data.startswith(b"\xef\xbb\xbf"):
         return data[3:].decode("utf-8", "replace"), "utf-8"
