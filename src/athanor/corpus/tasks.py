@@ -305,8 +305,6 @@ class GenerateTasks:
             demonstrations do now and then. Everything else is right: the text, the pairs, the questions to report on.
         heldout_fraction, development_fraction: of the contents of each family.
         documents: pretraining documents to write, each of `statements` statements in one language.
-        repeats: how many of them are said once more at a document's end, in another order. To predict those, a model
-            has to look back for what it has read, which is what copying and looking up need.
     """
 
     version = 2
@@ -321,7 +319,6 @@ class GenerateTasks:
         development_fraction: float = 0.05,
         documents: int = 4000,
         statements: int = 12,
-        repeats: int = 0,
         sft_train: int = 20_000,
         pairs_train: int = 12_000,
         prompts_train: int = 12_000,
@@ -344,7 +341,7 @@ class GenerateTasks:
             raise UserError("job.heldout_fraction and job.development_fraction must leave a part to train on.")
         self.slips = slips
         self.seed, self.heldout_fraction, self.development_fraction = seed, heldout_fraction, development_fraction
-        self.documents, self.statements, self.repeats = documents, statements, min(repeats, statements)
+        self.documents, self.statements = documents, statements
         self.counts = {
             "sft_train": sft_train, "pairs_train": pairs_train, "prompts_train": prompts_train,
             "sft_development": sft_development, "pairs_development": pairs_development, "development": development,
@@ -413,7 +410,6 @@ class GenerateTasks:
         for number in range(self.documents):
             language = LANGUAGES[number % 2]
             lines = [next(source[language]) for _ in range(self.statements)]
-            lines += random.Random(f"{self.seed}/repeats/{number}").sample(lines, self.repeats)
             yield {
                 "id": f"tasks-{number}", "text": "\n".join(lines), "source": "tasks", "language": language, "meta": {},
             }  # fmt: skip
