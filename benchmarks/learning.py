@@ -1,6 +1,6 @@
 """What the demo learns, over seeds: exact match on held-out questions, paired differences, reward accuracy, PPO's KL.
 
-    .venv/bin/python benchmarks/learning.py [--seeds 1 2 3] [key=value ...]
+    .venv/bin/python benchmarks/learning.py [key=value ...] [--seeds 1 2 3]
 
 Runs the pipelines `demo` and `demo-control` with `seed=N` for each seed, finished runs skipped, and reads the results.
 `seed` reaches every training; the generated questions and their held-out split stay those of `tasks/demo`. Settings are

@@ -63,8 +63,9 @@ def test_a_job_that_always_dies_at_the_same_step_is_stopped(rehearsal: Any, tmp_
     words = ["train", *rehearsal.words(tmp_path)]
     for restart in range(slurm.DEATHS):
         process = rehearsal.start(*words, **JOB, SLURM_RESTART_COUNT=str(restart))
-        run = wait_for_step(tmp_path, 2) if not restart else tmp_path
-        if restart:
+        if restart == 0:
+            run = wait_for_step(tmp_path, 2)
+        else:
             known = len(list(tmp_path.glob("*/*/*/manifest.json")))
             wait_until(lambda: known > 0 and _restarts(tmp_path) == restart, 60, "the attempt")  # noqa: B023
         os.kill(process.pid, signal.SIGKILL)
