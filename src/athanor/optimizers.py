@@ -15,7 +15,9 @@ class MuonWithAdamW(Optimizer):
     and its parameters are matrices with at least `smallest_side` rows and columns; thinner ones go to AdamW.
 
     Args:
-        params: groups; those with different `lr_factor` stay apart, for the caller to scale their learning rates.
+        params: groups; those with different `lr_factor` or `width_factor` stay apart, for the caller to scale their
+            learning rates. Muon's groups drop `width_factor`: it is the one of Adam's updates, whose spectral norm
+            grows with the width; Muon's does not.
         lr: of AdamW.
         matrix_lr: of Muon; updates have unit spectral norm, scaled by sqrt(max(1, rows/columns)).
         momentum: Nesterov momentum of Muon.
@@ -33,21 +35,22 @@ class MuonWithAdamW(Optimizer):
         smallest_side: int = 16,
     ):
         matrices: dict[float, list[torch.Tensor]] = {}
-        rest: dict[tuple[float, float], list[torch.Tensor]] = {}
+        rest: dict[tuple[float, float, float], list[torch.Tensor]] = {}
         for group in params:
-            decay, factor = group.get("weight_decay", weight_decay), group.get("lr_factor", 1.0)
+            decay = group.get("weight_decay", weight_decay)
+            factor, width = group.get("lr_factor", 1.0), group.get("width_factor", 1.0)
             for parameter in group["params"]:
                 whole = parameter.ndim == 2 and min(parameter.shape) >= smallest_side
                 if whole and "weight_decay" not in group and group.get("hidden", True):
                     matrices.setdefault(factor, []).append(parameter)
                 else:
-                    rest.setdefault((decay, factor), []).append(parameter)
+                    rest.setdefault((decay, factor, width), []).append(parameter)
         parts: list[Optimizer] = []
         for factor, own in sorted(matrices.items(), key=lambda item: item[0]):
             group = {"params": own, "lr_factor": factor}
             parts.append(Muon([group], lr=matrix_lr, weight_decay=weight_decay, momentum=momentum))
-        for (decay, factor), own in sorted(rest.items(), key=lambda item: item[0]):
-            group = {"params": own, "lr_factor": factor}
+        for (decay, factor, width), own in sorted(rest.items(), key=lambda item: item[0]):
+            group = {"params": own, "lr_factor": factor, "width_factor": width}
             parts.append(AdamW([group], lr=lr, betas=betas, weight_decay=decay, fused=True))
         self.parts = parts
         super().__init__([{"params": group["params"]} for part in parts for group in part.param_groups], {})

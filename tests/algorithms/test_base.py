@@ -18,6 +18,7 @@ from athanor.data.records import Sequences
 from athanor.models.initialisation import MuP
 from athanor.models.moe import MixtureOfExperts
 from athanor.models.transformer import Transformer
+from athanor.optimizers import MuonWithAdamW
 from athanor.schedules import linear
 from small import Given, decoder, fit, optimizer, steady
 
@@ -198,3 +199,18 @@ def test_a_model_may_scale_the_rate_of_its_parameters():
     for name, weight in model.named_parameters():
         step = (weight - before[name]).abs().max().item()
         assert step == pytest.approx(1e-3 * factors.get(name, 1.0), rel=0.05), name
+
+
+def test_muon_takes_no_factor_that_is_made_for_adam():
+    model = decoder(VOCABULARY, width=64, initialisation=MuP(base_width=16))
+    before = weights(model)
+    make = partial(MuonWithAdamW, lr=1e-3, matrix_lr=0.02)
+    fit(SFT(model, make, steady()), conversations(), steps=1, batch=8)
+    after, checked = weights(model), 0
+    for name in model.learning_rate_factors:
+        if after[name].ndim == 2:  # an update has unit spectral norm, times sqrt(max(1, rows / columns))
+            norm = torch.linalg.matrix_norm(after[name] - before[name], 2).item()
+            rows, columns = after[name].shape
+            assert norm == pytest.approx(0.02 * max(1.0, rows / columns) ** 0.5, rel=0.3), name
+            checked += 1
+    assert checked

@@ -59,12 +59,15 @@ class Algorithm(LightningModule):
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
     def parts(self) -> list[tuple[str, float]]:
-        """(prefix of parameter names, factor on the learning rate): what is clipped by a norm of its own."""
+        """(prefix of parameter names, factor on the learning rate): what is clipped by a norm of its own. Together they
+        hold every trainable parameter.
+        """
         return [("", 1.0)]
 
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices only: not on norms, biases or embeddings. Logits come from no `hidden` one. A
-        parameter's learning rate is the optimizer's, times its part's factor, times its model's own (muP).
+        parameter's learning rate is the optimizer's, times its part's `lr_factor`, times its model's own
+        `width_factor` (muP), unless the optimizer dropped that from the group as not made for it.
         """
         embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         settings: dict[str, dict[str, Any]] = {"hidden": {}, "output": {"hidden": False}, "rest": {"weight_decay": 0.0}}
@@ -73,24 +76,25 @@ class Algorithm(LightningModule):
             for part, module in self.named_children()
             for name, factor in getattr(module, "learning_rate_factors", {}).items()
         }
-        groups: dict[tuple[str, str, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[str, str, float, float], list[nn.Parameter]] = {}
         for prefix, factor in self.parts():
             for kind in settings:
-                groups[prefix, kind, factor] = []
+                groups[prefix, kind, factor, 1.0] = []
             for name, parameter in self.trainable():
                 if name.startswith(prefix):
                     matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
                     kind = ("output" if name.endswith("output.weight") else "hidden") if matrix else "rest"
-                    groups.setdefault((prefix, kind, factor * own.get(name, 1.0)), []).append(parameter)
+                    groups.setdefault((prefix, kind, factor, own.get(name, 1.0)), []).append(parameter)
+        assert sum(map(len, groups.values())) == len(self.trainable()), "parts() must hold each parameter once"
         optimizer = self.make_optimizer(
             [
-                {"params": parameters, **settings[kind], "lr_factor": factor}
-                for (_, kind, factor), parameters in groups.items()
+                {"params": parameters, **settings[kind], "lr_factor": factor, "width_factor": width}
+                for (_, kind, factor, width), parameters in groups.items()
                 if parameters
             ]
         )
         for group in optimizer.param_groups:
-            group["lr"] *= group.get("lr_factor", 1.0)
+            group["lr"] *= group.get("lr_factor", 1.0) * group.get("width_factor", 1.0)
         schedule = LambdaLR(optimizer, self.make_schedule(max_steps=self.trainer.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

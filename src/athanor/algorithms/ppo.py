@@ -2,8 +2,9 @@
 
 Schulman et al. 2017 (arXiv:1707.06347) in the form of Ziegler et al. 2019 (arXiv:1909.08593) and Ouyang et al. 2022
 (arXiv:2203.02155): the reward of a token is -coefficient * KL to the reference, and the last token adds the reward
-model's score. With `kl_in: loss` the price of distance is instead added to the loss, summed over the vocabulary rather
-than estimated from the token that was drawn: the same optimum with less noise.
+model's score. With `kl_in: loss` the price of distance is instead added to the loss of each token, summed over the
+vocabulary rather than estimated from the token that was drawn. That has less noise but is another objective: it is not
+whitened with the advantages, so the coefficient has another scale, and a token does not pay for where it leads.
 
 Shapes: R responses of a rollout (over all ranks), B rows of a micro-batch, T columns of prompt and response, padded on
 the right. Position t predicts token t + 1; whatever belongs to a response token stands at the position that predicts
