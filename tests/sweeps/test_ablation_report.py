@@ -14,6 +14,7 @@ from sweep_bench import ablate
 
 from athanor import cli
 from athanor.report import ablation as page
+from athanor.report.ablation.text import HEADS
 from athanor.runs import store
 from athanor.sweeps import ablation, results
 
@@ -58,7 +59,7 @@ def test_markdown_and_latex_say_the_same(whole):
     text = page.markdown(whole)
     table = [line for line in text.splitlines() if line.startswith("| job.size") or line.startswith("| mode")]
     assert len(table) == 4
-    assert all(line.count(" | ") == len(page.HEADS) - 1 for line in table)
+    assert all(line.count(" | ") == len(HEADS) - 1 for line in table)
     assert "| worse |" in text
     assert "- job.size 2.0: worse, +1." in text
     tex = page.latex(whole)
@@ -126,7 +127,7 @@ def test_what_a_user_wrote_is_escaped(bench):
     assert "\\$\\textbackslash{}alpha\\$" in page.latex(found)
     assert rows(page.table(found))[1]["level"] == hostile
     lines = [line for line in page.markdown(found).splitlines() if line.startswith("|") and "img" in line]
-    assert [line.count(" | ") for line in lines] == [len(page.HEADS) - 1] * 2
+    assert [line.count(" | ") for line in lines] == [len(HEADS) - 1] * 2
 
 
 def test_one_seed_says_that_it_says_nothing(bench):

@@ -1,21 +1,16 @@
 """One self-contained page about a pipeline or some runs: what was made, from what, how well it does, how to redo it.
 
 `write` reads run directories (gather), derives sentences, tables and drawings (story, facts, tables, curves, graph)
-and fills page.html. The page loads nothing: style, script and drawings are inside it. All text of runs is escaped.
+and fills page.html (frame). The page loads nothing: style, script and drawings are inside it. All text is escaped.
 """
 
 import os
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from athanor import __version__
-from athanor.report import curves, facts, formats, graph, story, tables
+from athanor.report import curves, facts, graph, story, tables
+from athanor.report.frame import fill
 from athanor.report.gather import DATA_ROLES, Gathered, gather
-
-LANGUAGE_TAGS = {"zh": "zh-Hans"}
 
 
 def write(source, path, title: str | None = None) -> Path:
@@ -41,32 +36,7 @@ def write(source, path, title: str | None = None) -> Path:
 
 def render(gathered: Gathered) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("athanor.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in (
-        "number",
-        "measure",
-        "signed",
-        "whole",
-        "count",
-        "size",
-        "duration",
-        "date",
-        "series",
-        "shorten",
-        "tidy",
-    ):
-        environment.filters[name] = getattr(formats, name)
-    environment.filters["lang"] = lambda language: LANGUAGE_TAGS.get(language, language or "und")
-    folder = Path(__file__).parent
-    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
-    context = _context(gathered) | {"style": Markup(style), "script": Markup(script), "version": __version__}
-    return environment.get_template("page.html").render(context).strip() + "\n"
+    return fill("page.html", _context(gathered))
 
 
 def _context(gathered: Gathered) -> dict[str, Any]:

@@ -25,6 +25,13 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{min(places, 4)}f}".replace("-", "−")
 
 
+def p_value(p: float) -> str:
+    """Three digits, never 0."""
+    if not math.isfinite(p):
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def measure(value: float | None, unit: str | None = None) -> str:
     """A metric's value in its unit: fractions as per cent."""
     if value is None or not _known(value):
