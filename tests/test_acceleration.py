@@ -99,8 +99,8 @@ def test_who_is_compiled_by_itself(tmp_path, monkeypatch):
 
 
 def test_what_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: "/usr/bin/g++")
     with pytest.raises(UserError, match=r"cluster\.recompute=none or full"):
-        monkeypatch.setattr(acceleration.shutil, "which", lambda name: "/usr/bin/g++")
         accelerate(algorithm(), cluster(True, "selective"), "cpu", 0.0, tmp_path)
     monkeypatch.setattr(acceleration.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"install g\+\+"):
