@@ -54,6 +54,8 @@ def sample(
     Raises:
         UserError: prompt and new tokens together exceed the model's context.
     """
+    if getattr(model, "form", "decoder") == "encoder":
+        raise UserError("An encoder fills in tokens and cannot say the next one; generate with a decoder.")
     rows, width = tokens_BP.shape
     longest, context = int(lengths_B.max()), int(model.context)  # type: ignore[arg-type]
     answers = getattr(model, "form", None) == "encoder-decoder"
