@@ -140,7 +140,7 @@ def test_most_of_the_chosen_are_masked_some_replaced_some_kept_and_marks_never(s
 
 
 def test_masked_spans_have_the_length_asked_for_stay_in_their_document_and_share_a_fate():
-    rows = packed(length=256, documents=1000, longest=120)
+    rows = packed(length=256, documents=300, longest=600)
     batch, lengths, joined_fates = every(masked(rows=rows, span=4.0)), [], 0
     for tokens, labels, documents in zip(batch.tokens_BT, batch.labels_BT, batch.documents_BT):
         chosen = (labels != IGNORED).tolist()

@@ -50,8 +50,8 @@ class Subject:
             )
         if own not in forms:
             raise UserError(
-                f"{self.name} is {FORMS[own]}, and cannot do {task}; leave that task out or name a run of a "
-                f"{' or '.join(forms)}"
+                f"{self.name} is {FORMS[own]}, and cannot do {task}; leave that task out or name a run that is "
+                f"{' or '.join(FORMS[form].partition(',')[0] for form in forms)}"
             )
 
     def require_tokenizer_of(self, run: str, what: str) -> None:
