@@ -163,3 +163,13 @@ def test_what_needs_the_next_token_refuses_an_encoder():
     assert not models.generates(model)
     with pytest.raises(UserError, match="fills in tokens"):
         generate(model, [[1, 2]], max_new_tokens=2, stop_id=2, pad_id=0)
+
+
+@pytest.mark.parametrize("kind", [Transformer, Encoder])
+def test_learned_distances_are_learnt_in_bfloat16_too(kind, monkeypatch):
+    """Whatever kernel the processor gets: one that makes no gradient of what is added to the scores must not be it."""
+    monkeypatch.setattr("athanor.models.cpu_attention.TILES", False)
+    model, tokens = kind(**SHAPE, positions=Relative(8, 20)).train(), distinct(2, 30)
+    with torch.autocast("cpu", torch.bfloat16):
+        (model(tokens).float() * torch.randn(31)).sum().backward()
+    assert model.position_bias.weight.grad.abs().max() > 0

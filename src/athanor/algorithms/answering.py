@@ -10,7 +10,6 @@ from torch import Tensor
 
 from athanor.algorithms.base import Algorithm
 from athanor.batches import IGNORED, SourceBatch
-from athanor.functional import labelled_logps
 
 
 class Answering(Algorithm):
@@ -28,7 +27,8 @@ class Answering(Algorithm):
             documents_BT=batch.documents_BT,
             positions_BT=batch.positions_BT,
         )
-        return -labelled_logps(hidden_BTD, batch.labels_BT, model.logits).sum()
+        mask_BT = batch.labels_BT != IGNORED
+        return model.cross_entropy(hidden_BTD[mask_BT], batch.labels_BT[mask_BT])[0]
 
     def training_step(self, batch: SourceBatch, batch_idx: int) -> Tensor:
         return self.loss(self.negative_log_likelihood(batch), batch.normalizer)

@@ -12,6 +12,7 @@ from athanor.functional import cross_entropy_sum
 
 class MaskedLanguageModeling(Algorithm):
     trains = "encoder"
+    fixed_shapes = True
 
     def sums(self, batch: PackedBatch) -> dict[str, Tensor]:
         """Over the chosen tokens; logits are made for these only."""
