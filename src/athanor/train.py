@@ -63,10 +63,11 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
 
     algorithm, data = assemble(config)
     data.attach(plan, algorithm.model.context)  # type: ignore[arg-type]
-    if data.tokenizer.vocabulary_size > algorithm.model.vocabulary_size:  # type: ignore[operator]
+    if data.vocabulary_size > algorithm.model.vocabulary_size:  # type: ignore[operator]
         raise UserError(
-            f"The tokenizer has {data.tokenizer.vocabulary_size} pieces but the model only "
-            f"{algorithm.model.vocabulary_size}; set model.vocabulary_size={data.tokenizer.vocabulary_size}."
+            f"The tokenizer has {data.tokenizer.vocabulary_size} pieces"
+            f"{' and the data sentinels besides' * (data.vocabulary_size > data.tokenizer.vocabulary_size)} but the "
+            f"model only {algorithm.model.vocabulary_size}; set model.vocabulary_size={data.vocabulary_size}."
         )
     algorithm.seed, algorithm.log_every = config["seed"], config["logger"]["every_n_steps"]
     tokens = config["global_batch_size"] * data.typical_length * config["max_steps"]

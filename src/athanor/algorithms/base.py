@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from athanor.functional import labelled_logps
-from athanor.models import require_language_model, require_reward_model
+from athanor.models import require_form, require_language_model, require_reward_model
 from athanor.models.transformer import routing_metrics
 from athanor.schedules import Schedule
 
@@ -34,7 +34,7 @@ class Algorithm(LightningModule):
     `seed` and `log_every` are set by `athanor.train`.
     """
 
-    trains: Literal["language model", "reward model"] = "language model"
+    trains: Literal["language model", "reward model", "encoder", "encoder-decoder"] = "language model"
     fixed_shapes = False  # whether all batches of training are of one shape
 
     def __init__(
@@ -44,7 +44,12 @@ class Algorithm(LightningModule):
         schedule: Callable[..., Schedule],
     ):
         super().__init__()
-        (require_reward_model if self.trains == "reward model" else require_language_model)(model, "model")
+        if self.trains == "language model":
+            require_language_model(model, "model")
+        elif self.trains == "reward model":
+            require_reward_model(model, "model")
+        else:
+            require_form(model, self.trains, "model")
         self.model = model
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.seed, self.log_every = 0, 10

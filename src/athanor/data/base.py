@@ -145,6 +145,11 @@ class Data(LightningDataModule):
         """Called where the validation split is empty."""
 
     @property
+    def vocabulary_size(self) -> int:
+        """The model must have so many ids at least."""
+        return self.tokenizer.vocabulary_size
+
+    @property
     def typical_length(self) -> int:
         """Tokens of a sequence, for the arithmetic of attention."""
         return 128
