@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from athanor.functional import labelled_logps
 from athanor.models import require_language_model, require_reward_model
 from athanor.models.transformer import routing_metrics
-from athanor.schedules import Schedule
+from athanor.schedules import Schedule, bind
 
 TOKEN_FIELDS = ("tokens_BT", "chosen_BT", "rejected_BT")
 
@@ -95,8 +95,13 @@ class Algorithm(LightningModule):
         )
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_factor", 1.0) * group.get("width_factor", 1.0)
-        schedule = LambdaLR(optimizer, self.make_schedule(max_steps=self.trainer.max_steps))
+        schedule = LambdaLR(optimizer, bind(self.make_schedule, self.trainer.max_steps, self.tokens_per_step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def tokens_per_step(self) -> float:
+        """Tokens of a global batch, by the typical length of a sequence; exact for packed rows."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.plan.global_batch_size * data.typical_length
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
