@@ -15,11 +15,11 @@ from athanor.errors import UserError
 Schedule = Callable[[int], float]
 
 
-def bind(make: Callable[..., Schedule], max_steps: int, tokens_per_step: Callable[[], float]) -> Schedule:
+def bind(make: Callable[..., Schedule], max_steps: int, tokens_per_step: Callable[[], int | None]) -> Schedule:
     """A config's partial, given what the trainer knows.
 
     Args:
-        tokens_per_step: tokens of a global batch; asked only if the warm-up is told in tokens.
+        tokens_per_step: tokens of a global batch, None if they differ; asked only if the warm-up is told in tokens.
     """
     known: dict[str, Any] = {"max_steps": max_steps}
     if getattr(make, "keywords", {}).get("warmup_tokens") is not None:
@@ -45,7 +45,9 @@ def _warmup(warmup_steps: int, warmup_tokens: int | None, tokens_per_step: float
     if warmup_tokens < 0:
         raise UserError(f"schedule.warmup_tokens={warmup_tokens} must be at least 0.")
     if tokens_per_step is None or tokens_per_step <= 0:
-        raise UserError("schedule.warmup_tokens needs to know the tokens of a step; tell schedule.warmup_steps instead.")
+        raise UserError(
+            "schedule.warmup_tokens needs samples of one length, as those of pretraining are; tell schedule.warmup_steps."
+        )
     return math.ceil(warmup_tokens / tokens_per_step)
 
 
@@ -138,7 +140,7 @@ def wsd(
         left = max_steps - 1 - step
         if step < warmup:
             return _warmed(step, warmup)
-        if left >= length:
+        if not length or left >= length:
             return 1.0
         done = min(1.0, 1 - left / length)
         return 1 - (1 - final_fraction) * (done if decay == "linear" else math.sqrt(done))

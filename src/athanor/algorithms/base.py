@@ -98,10 +98,10 @@ class Algorithm(LightningModule):
         schedule = LambdaLR(optimizer, bind(self.make_schedule, self.trainer.max_steps, self.tokens_per_step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def tokens_per_step(self) -> float:
-        """Tokens of a global batch, by the typical length of a sequence; exact for packed rows."""
+    def tokens_per_step(self) -> int | None:
+        """Tokens of a global batch; None where samples are of different lengths."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data.plan.global_batch_size * data.typical_length
+        return data.sample_tokens and data.plan.global_batch_size * data.sample_tokens
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

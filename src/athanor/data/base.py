@@ -149,6 +149,11 @@ class Data(LightningDataModule):
         """Tokens of a sequence, for the arithmetic of attention."""
         return 128
 
+    @property
+    def sample_tokens(self) -> int | None:
+        """Tokens of every sample; None where they differ."""
+        return None
+
     def train_dataloader(self) -> DataLoader:
         accumulation = self.plan.accumulation
         start = self.trainer.global_step * accumulation if self.trainer else 0

@@ -9,6 +9,7 @@ Norms are those of a matrix, of each expert's where they are stacked. As in the 
 move as under Adam, without the factor.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -76,15 +77,20 @@ class LAMB(Optimizer):
         torch._foreach_lerp_(means, slopes, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, slopes, slopes, 1 - beta2)
-        updates = torch._foreach_div(squares, [1 - beta2**t for t in steps])
+        updates = torch._foreach_div(squares, [corrected(beta2, t) for t in steps])
         torch._foreach_sqrt_(updates)
         torch._foreach_add_(updates, group["eps"])
         torch._foreach_reciprocal_(updates)
         torch._foreach_mul_(updates, means)
-        torch._foreach_div_(updates, [1 - beta1**t for t in steps])
+        torch._foreach_div_(updates, [corrected(beta1, t) for t in steps])
         torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
         torch._foreach_mul_(updates, [trust(p, r, group["largest_norm"]) for p, r in zip(weights, updates)])
         torch._foreach_add_(weights, updates, alpha=-group["lr"])
+
+
+def corrected(beta: float, step: Tensor) -> Tensor:
+    """1 - beta^step, exact also where beta is near 1."""
+    return -torch.expm1(step * (math.log(beta) if beta else -math.inf))
 
 
 def trust(weight: Tensor, update: Tensor, largest_norm: float) -> Tensor:
