@@ -46,7 +46,7 @@ def _warmup(warmup_steps: int, warmup_tokens: int | None, tokens_per_step: float
         raise UserError(f"schedule.warmup_tokens={warmup_tokens} must be at least 0.")
     if tokens_per_step is None or tokens_per_step <= 0:
         raise UserError(
-            "schedule.warmup_tokens needs samples of one length, as those of pretraining are; tell schedule.warmup_steps."
+            "schedule.warmup_tokens needs samples of one length, as pretraining has; set schedule.warmup_steps."
         )
     return math.ceil(warmup_tokens / tokens_per_step)
 

@@ -47,8 +47,10 @@ class Algorithm(LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.seed, self.log_every = 0, 10
         self.grad_norm: Tensor | None = None
+        self.watch: Callable[[Optimizer, Tensor, Tensor], None] | None = None  # loss, gradient norm, before the step
         self.rate = 0.0
         self.frozen: list[str] = []
+        self.unsaved: list[str] = []
         self.last_report: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._step_of_sums = -1
@@ -114,10 +116,17 @@ class Algorithm(LightningModule):
             for prefix, _ in self.parts()
         ]
         self.grad_norm = norms[0]
+        if self.watch is not None:
+            whole = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+            self.watch(optimizer, self._sums["loss"], whole)
 
-    def add_frozen(self, name: str, model: nn.Module) -> None:
-        """Adds a model that is used but never trained: eval mode always, no gradients, not in checkpoints."""
+    def add_frozen(self, name: str, model: nn.Module, *, saved: bool = False) -> None:
+        """Adds a model that is used but never trained: eval mode always, no gradients, not in checkpoints unless
+        `saved`.
+        """
         self.frozen.append(name)
+        if not saved:
+            self.unsaved.append(name)
         self.add_module(name, model.requires_grad_(False).eval())
 
     def train(self, mode: bool = True) -> "Algorithm":
@@ -129,17 +138,17 @@ class Algorithm(LightningModule):
     # --- state ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        prefixes = tuple(f"{name}." for name in self.frozen)
+        prefixes = tuple(f"{name}." for name in self.unsaved)
         if prefixes:
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(prefixes)}
             self.strict_loading = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own = {k for k in self.state_dict() if not k.startswith(tuple(f"{name}." for name in self.frozen))}
+        own = {k for k in self.state_dict() if not k.startswith(tuple(f"{name}." for name in self.unsaved))}
         missing = own - set(checkpoint["state_dict"])
         assert not missing, f"the checkpoint lacks {sorted(missing)[:3]}"
-        self.strict_loading = not self.frozen
+        self.strict_loading = not self.unsaved
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout's randomness is a function of (seed, micro-batch, rank), so nothing about it needs to be

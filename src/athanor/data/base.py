@@ -55,7 +55,7 @@ class Stream(Dataset):
     def __getitem__(self, m: int) -> Any:
         plan = self.plan
         step, part = divmod(m, plan.accumulation)
-        first = step * plan.global_batch_size
+        first = plan.place(step)
         indices = order(plan.seed, len(self.samples), first, first + plan.global_batch_size)
         begin = plan.rank * plan.per_rank + part * plan.micro
         mine = slice(begin, begin + plan.micro)
