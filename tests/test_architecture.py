@@ -16,7 +16,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # what makes them.
 READING = ("files", "lock", "run")
 STOREYS = [
-    {"errors", "split", "batches", "functional", "schedules", "optimizers", "progress", "signals", "slurm"},
+    {
+        "errors",
+        "split",
+        "batches",
+        "functional",
+        "schedules",
+        "optimizers",
+        "diagnosis",
+        "progress",
+        "signals",
+        "slurm",
+    },
     {"catalog", "signatures", "schema", "checker", "runs.reading"},
     {"config"},
     {"runs"},

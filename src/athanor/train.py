@@ -20,6 +20,7 @@ from athanor import models
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.averaging import AveragedIterates, ExponentialAverage
 from athanor.callbacks.checkpoints import Checkpoints, newest
+from athanor.callbacks.diagnosis import Diagnosis
 from athanor.callbacks.guard import Guard, RolledBack
 from athanor.callbacks.preemption import Preemption
 from athanor.callbacks.run_files import RunLogger, forget_after
@@ -177,6 +178,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
             *(callback for callback in chosen if callback not in (*guards, *averages)),
             *averages,
             AveragedIterates(),
+            Diagnosis(run.directory),
             checkpoints,
             Preemption(checkpoints, run.directory),
         ],

@@ -11,7 +11,7 @@ from athanor.errors import UserError
 from small import Given, fit, optimizer
 
 SETTINGS = {"steps": 60, "batch": 8, "validate_every": 2}
-HEART = {"make": optimizer(0.02), "dropout": 0.0}
+HEART = {"make": optimizer(0.01), "dropout": 0.0}
 
 
 def data():

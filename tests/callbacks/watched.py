@@ -46,10 +46,11 @@ class Poison(Callback):
 
 
 def conversations(seed: int = 1, count: int = 20) -> Conversations:
-    """Random ones, from which nothing can be learnt but by heart."""
+    """Random ones, some tokens rarer than others: all else can only be learnt by heart."""
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(4, 20, count)
-    rows = [(rng.integers(1, VOCABULARY, n).astype(np.int32), np.arange(n) > n // 2) for n in lengths]
+    lengths, tokens = rng.integers(4, 20, count), np.arange(1, VOCABULARY)
+    shares = (1 / tokens) / (1 / tokens).sum()
+    rows = [(rng.choice(tokens, n, p=shares).astype(np.int32), np.arange(n) > n // 2) for n in lengths]
     return Conversations(Sequences(rows), 0)
 
 

@@ -36,7 +36,18 @@ __all__ = ["Run", "RunFailedError", "execute", "is_finished", "list_runs", "open
 
 FORMAT = 1
 LOG = "log.txt"
-RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, "reproduce.json", slurm.CLAIM}
+RECORDS = {
+    MANIFEST,
+    "config.yaml",
+    LOG,
+    METRICS,
+    "metrics.csv",
+    "code.diff",
+    LOCK,
+    "reproduce.json",
+    "diagnosis.json",
+    slurm.CLAIM,
+}
 FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # kept, but no outputs
 
 
