@@ -113,8 +113,8 @@ def _data(
         yield Finding(
             "data trouble",
             f"The loss ends at {curve.end:.3g}; an even guess has {chance:.3g}. Nothing has been learnt.",
-            "look at a few batches, whether the labels belong to the inputs and what the mask leaves of them; then raise "
-            "optimizer.lr or train longer",
+            "look at a few batches, whether the labels belong to the inputs and what the mask leaves of them; then "
+            "raise optimizer.lr or train longer",
         )
     jumps = spikes(losses)
     numbers["spikes"] = len(jumps)
@@ -132,7 +132,7 @@ def _stability(curve: Curve) -> Iterator[Finding]:
     if curve.end - low > max(DIVERGED * low, CERTAIN * error):
         yield Finding(
             "unstable",
-            f"The loss was down at {low:.3g} around step {curve.steps[curve.lowest]:.0f} and has risen to {curve.end:.3g}.",
+            f"The loss was {low:.3g} around step {curve.steps[curve.lowest]:.0f} and has risen to {curve.end:.3g}.",
             "lower optimizer.lr, warm up longer, clip harder (gradient_clip)",
         )
 
@@ -159,21 +159,26 @@ def _held_out(
             "training has, does the same",
         )
     stands = len(held) - third >= 2 and held[third] - now < STILL * _scale(now, chance)
+    repeated, far = epochs is not None and epochs > REPEATED, now - train > FAR_ABOVE * _scale(train, chance)
     if now - held[best] > RISEN * _scale(held[best], chance) and beside[best] > train:
-        says = (
-            f"Validation was best at step {held_steps[best]} with {held[best]:.3g} and has risen to {now:.3g}, while "
-        )
-        says += f"training fell to {train:.3g}."
+        says = f"Validation was best at step {held_steps[best]} with {held[best]:.3g} and has risen to {now:.3g}, "
+        says += f"while training fell to {train:.3g}."
         if train < 0.2 * now:
             says += " The training data are being learnt by heart."
     elif stands and curve.falls and curve.fall > FALLING * _scale(train, chance) and now > train:
         says = f"Validation stands still at {now:.3g}, while training goes on falling, to {train:.3g}."
-    elif stands and now - train > FAR_ABOVE * _scale(train, chance):
-        says = f"Validation stands still at {now:.3g}, far above training, at {train:.3g}: the model fits the training "
-        says += "data more than the kind of text, unless validation is of another kind."
+    elif far and (stands or repeated):
+        says = f"Validation, at {now:.3g}, is far above training, at {train:.3g}."
+    elif far:
+        yield Finding(
+            "data trouble",
+            f"Validation, at {now:.3g}, is far above training, at {train:.3g}, though it goes on falling"
+            + (" and the data hardly repeat." if epochs is not None else "."),
+            "see whether validation is of another kind than training: other sources, other languages, longer texts",
+        )
+        return
     else:
         return
-    repeated = epochs is not None and epochs > REPEATED
     yield Finding(
         "overfit",
         says + (f" Each sample has been seen {epochs:.3g} times." if repeated else ""),
@@ -184,19 +189,11 @@ def _held_out(
 
 def _unfinished(curve: Curve, held: np.ndarray, numbers: dict[str, float], chance: float | None) -> Iterator[Finding]:
     numbers["fall_of_last_fifth"] = curve.fall
-    if (
-        curve.falls
-        and curve.fall > FALLING * _scale(curve.end, chance)
-        and (len(held) < 2 or held.argmin() == len(held) - 1)
-    ):
-        yield Finding(
-            "underfit",
-            f"The loss still fell by {curve.fall:.2g} within the last fifth of the steps, to {curve.end:.3g}, and "
-            "validation with it."
-            if len(held) > 1
-            else f"The loss still fell by {curve.fall:.2g} within the last fifth of the steps, to {curve.end:.3g}.",
-            "more steps, a higher optimizer.lr, a larger model, less dropout",
-        )
+    still_best = len(held) < 2 or held.argmin() == len(held) - 1
+    if curve.falls and curve.fall > FALLING * _scale(curve.end, chance) and still_best:
+        says = f"The loss still fell by {curve.fall:.2g} within the last fifth of the steps, to {curve.end:.3g}"
+        says += f", and validation with it, to {held[-1]:.3g}." if len(held) > 1 else "."
+        yield Finding("underfit", says, "more steps, a higher optimizer.lr, a larger model, less dropout")
 
 
 def finite(series: Series) -> tuple[np.ndarray, np.ndarray]:

@@ -37,10 +37,14 @@ class Diagnosis(Callback):
         if guess is None or not trainer.is_global_zero or not path.exists():
             return
         logged = curves(map(json.loads, path.read_text("utf-8").splitlines()))
-        none: tuple[list[int], list[float]] = ([], [])
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         seen = trainer.global_step * data.plan.global_batch_size / len(data.train)
-        train, validation = (logged.get(f"{part}/loss", none) for part in ("train", "validation"))
+
+        def loss(part: str) -> tuple[list[int], list[float]]:
+            """That of the pairs alone, where likelihood is added to it."""
+            return logged.get(f"{part}/preference_loss") or logged.get(f"{part}/loss") or ([], [])
+
+        train, validation = loss("train"), loss("validation")
         write_json(self.directory / NAME, diagnose(train, validation, chance=guess, epochs=seen))
 
 

@@ -45,7 +45,7 @@ def undone_where(found_inf: Tensor | None, tensors: Sequence[Tensor]) -> Iterato
     if found_inf is None or not tensors:
         yield
         return
-    before = torch._foreach_clone(list(tensors))  # type: ignore[attr-defined]
+    before = torch._foreach_clone(list(tensors))
     yield
     undo = found_inf.bool()
     for tensor, old in zip(tensors, before):
