@@ -26,7 +26,7 @@ SPIKE = 0.25  # of one logged step over its neighbours, beside 10 times their sp
 MANY_SPIKES = 3
 REPEATED = 4  # epochs up to which repeated data are nearly as good as new ones (Muennighoff et al. 2023)
 FEWEST = 8  # logged steps
-CERTAIN = 3  # standard errors: a difference of training's noisy losses that is smaller is none
+CERTAIN = 4.5  # standard errors: a difference of training's noisy losses that is smaller is none
 
 
 class Finding(NamedTuple):

@@ -71,8 +71,8 @@ def test_a_warm_up_in_tokens(furnace: Furnace, here: Here, tmp_path: Path) -> No
 @pytest.mark.parametrize("every", [3, 100])
 def test_a_lost_training_says_where_it_was_last_good(furnace: Furnace, here: Here, tmp_path: Path, every: int) -> None:
     words = furnace.command(
-        "pretrain", tmp_path, *ADAMW, "max_steps=12", f"checkpoint.every_n_steps={every}", "logger.every_n_steps=1", *OWN,
-        "+callbacks.poison.steps=[8]", "+callbacks.poison.factor=.nan", "display=quiet",
+        "pretrain", tmp_path, *ADAMW, "max_steps=12", f"checkpoint.every_n_steps={every}", "display=quiet", *OWN,
+        "+callbacks.poison.steps=[8]", "+callbacks.poison.factor=.nan", "logger.every_n_steps=1",
     )  # fmt: skip
     outcome = here(*words)
     assert outcome.code == 2
@@ -98,8 +98,8 @@ def test_a_lost_training_says_where_it_was_last_good(furnace: Furnace, here: Her
 
 def test_a_run_that_stops_early_is_finished(furnace: Furnace, here: Here, tmp_path: Path) -> None:
     words = furnace.command(
-        "sft", tmp_path, "max_steps=40", "validate_every_n_steps=2", "schedule.warmup_steps=1", "+callbacks/stopping=early",
-        "callbacks.stopping.patience=2", "+callbacks.stopping.least=5", "display=quiet",
+        "sft", tmp_path, "max_steps=40", "validate_every_n_steps=2", "schedule.warmup_steps=1", "display=quiet",
+        "+callbacks/stopping=early", "callbacks.stopping.patience=2", "+callbacks.stopping.least=5",
     )  # fmt: skip
     outcome = here(*words)
     assert outcome.code == 0, outcome.err

@@ -88,10 +88,8 @@ class Guard(Callback):
         self.detour(self.data.plan.detours)
         algorithm.watch = self.judge
 
-    def on_fit_start(self, trainer: Trainer, algorithm: Algorithm) -> None:  # type: ignore[override]
-        self.recent, self.count = self.recent.to(algorithm.device), self.count.to(algorithm.device)
-
     def on_train_start(self, trainer: Trainer, algorithm: Algorithm) -> None:  # type: ignore[override]
+        self.recent, self.count = self.recent.to(algorithm.device), self.count.to(algorithm.device)
         if self.on_spike == "skip" and not all(map(can_skip, trainer.optimizers)):
             names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
             raise UserError(
@@ -173,7 +171,7 @@ class Guard(Callback):
                 self.roll_back(step, said)
 
     def roll_back(self, step: int, said: str) -> None:
-        saved = newest_step(self.directory)
+        saved = int(self.trainer.strategy.broadcast(newest_step(self.directory)))
         log.warning("step %d spikes: %s; back to step %d, past the data up to here", step, said, saved)
         raise RolledBack((*self.detours, (saved, step - saved)))
 

@@ -42,7 +42,9 @@ class LAMB(Optimizer):
         require(eps > 0, f"optimizer.eps={eps} must be positive")
         require(largest_norm > 0, f"optimizer.largest_norm={largest_norm} must be positive")
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(refuse_width_factors(params, "LAMB"), defaults | {"largest_norm": largest_norm})
+        # capturable: torch then loads `step` in float32 and to the device, whatever the weights' type
+        defaults |= {"largest_norm": largest_norm, "capturable": True}
+        super().__init__(refuse_width_factors(params, "LAMB"), defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
