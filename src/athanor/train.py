@@ -176,8 +176,8 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
         logger=loggers(experiment, run),
         plugins=environment,
         callbacks=[  # what judges a step, what sees the weights that are validated, what puts them there, what saves
-            *(guards or [Guard()]),
             Throughput(run.progress),
+            *(guards or [Guard()]),
             Samples(run.directory / "samples.jsonl"),
             *(callback for callback in chosen if callback not in (*guards, *averages)),
             *averages,

@@ -173,7 +173,10 @@ def trained(steps, rate, train, held_out, batch=8, **shape):
     metrics = fit(algorithm, Given(train, held_out), steps=steps, batch=batch, validate_every=max(1, steps // 8))
     train_curve, held_curve = (zip(*metrics.history[f"{part}/loss"]) for part in ("train", "validation"))
     return diagnose(
-        tuple(map(list, train_curve)), tuple(map(list, held_curve)), chance=math.log(29), epochs=steps * batch / len(train)
+        tuple(map(list, train_curve)),
+        tuple(map(list, held_curve)),
+        chance=math.log(29),
+        epochs=steps * batch / len(train),
     )
 
 

@@ -7,8 +7,8 @@ Nothing is saved, and the run does not end, before the last verdict is read. Gra
 same in all ranks, so their verdicts are.
 
 A step spikes where its loss or its gradient norm exceeds median + deviations * 1.4826 * (median distance to the median)
-of the last `window` steps: as OLMo's SkipStepOptimizer (Groeneveld et al. 2024, arXiv:2402.00838, and its code), with a
-spread that the spikes themselves, which are among those steps, do not widen. Lightning's SpikeDetection judges each
+of the last `window` steps: the rule of OLMo-core's SkipStepOptimizer (Allen Institute for AI, 2024), with a spread that
+the spikes themselves, which are among those steps, hardly widen. Lightning's SpikeDetection judges each
 micro-batch on the host, after its step has been taken, and ends the run.
 """
 
@@ -43,7 +43,7 @@ class RolledBack(Exception):  # noqa: N818
 
 
 class Guard(Callback):
-    """Listed first: before what saves.
+    """Listed before what saves, and after what measures waiting: it may wait a moment for the device.
 
     Args:
         on_spike: "ignore" it; "skip" the step, as if it had not been (the schedule goes on); or "roll_back" to the
