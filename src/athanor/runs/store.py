@@ -36,18 +36,8 @@ __all__ = ["Run", "RunFailedError", "execute", "is_finished", "list_runs", "open
 
 FORMAT = 1
 LOG = "log.txt"
-RECORDS = {
-    MANIFEST,
-    "config.yaml",
-    LOG,
-    METRICS,
-    "metrics.csv",
-    "code.diff",
-    LOCK,
-    "reproduce.json",
-    "diagnosis.json",
-    slurm.CLAIM,
-}
+RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, slurm.CLAIM}
+RECORDS |= {"reproduce.json", "diagnosis.json"}  # what is said of the outputs
 FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # kept, but no outputs
 
 
