@@ -187,7 +187,7 @@ def test_a_training_on_eight_samples_overfits():
 
 
 def test_a_training_that_ends_too_soon_underfits():
-    made = trained(40, 1e-3, conversations(1, 640), conversations(2, 64), batch=32)
+    made = trained(40, 5e-4, conversations(1, 5120), conversations(2, 64), batch=256)
     assert made["verdict"] == "underfit", made
 
 
