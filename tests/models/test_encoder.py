@@ -74,7 +74,7 @@ def test_a_token_sees_all_of_its_document_before_and_after_and_nothing_else(posi
         (Strided(3), lambda a, b: b - a < 3 or (b - a) % 3 == 0),
         (Blocks(4, 2), lambda a, b: a // 4 == b // 4 or a % 4 >= 2),
     ],
-    ids=str,
+    ids=["window", "strided", "blocks"],
 )
 def test_a_pattern_holds_in_both_directions(pattern, seen):
     model = make({**SHAPE, "layers": 1, "attention": Attention(patterns=[pattern])}, Encoder)
