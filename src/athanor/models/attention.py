@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athanor.models import cpu_attention
+from athanor.models.cpu_attention import Bias
 from athanor.models.norms import Norm
 from athanor.models.parts import Sizes, require
 from athanor.models.patterns import Full, Pattern
@@ -117,7 +118,7 @@ class SelfAttention(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        mask: Tensor | Bias | None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
@@ -137,9 +138,12 @@ class SelfAttention(nn.Module):
         return self.attended(query_BHTC, key_BKSC, value_BKSC, mask, causal=mask is None and tokens > 1)
 
     def attended(
-        self, query_BHTC: Tensor, key_BKSC: Tensor, value_BKSC: Tensor, mask: Tensor | None, causal: bool
+        self, query_BHTC: Tensor, key_BKSC: Tensor, value_BKSC: Tensor, mask: Tensor | Bias | None, causal: bool
     ) -> Tensor:
         """[B, T, D]."""
+        ordered = False
+        if isinstance(mask, Bias):
+            mask, ordered = mask
         attend = F.scaled_dot_product_attention if self.softcap is None else self.capped
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query_BHTC.dtype)
@@ -147,7 +151,7 @@ class SelfAttention(nn.Module):
         plain = causal if mask is None else not mask.requires_grad  # else a learned bias would get no gradient
         if plain and self.softcap is None and cpu_attention.serves(query_BHTC, dropout):
             scale = 1 / math.sqrt(self.channels) if self.scale is None else self.scale
-            out_BHTC = cpu_attention.attend(query_BHTC, key_BKSC, value_BKSC, mask, scale)
+            out_BHTC = cpu_attention.attend(query_BHTC, key_BKSC, value_BKSC, mask, scale, ordered)
             return self.out(out_BHTC.transpose(1, 2).flatten(2))
         out_BHTC = attend(
             query_BHTC,

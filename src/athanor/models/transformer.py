@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from athanor.linear_cross_entropy import linear_cross_entropy
 from athanor.models.attention import Attention, KeyValueCache, SelfAttention, in_turn, packed_mask
-from athanor.models.cpu_attention import additive
+from athanor.models.cpu_attention import Bias, additive
 from athanor.models.dropout import Dropout, drop_rows
 from athanor.models.feedforward import FeedForward, default_hidden
 from athanor.models.initialisation import Initialisation, ScaledNormal, role_of
@@ -63,7 +63,7 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        mask: Tensor | Bias | None,
         cache: KeyValueCache | None,
         layer: int,
         valid_BT: Tensor | None = None,
@@ -274,12 +274,13 @@ class Transformer(nn.Module):
             if start + tokens > self.context:
                 raise ValueError(f"a sequence of {start + tokens} tokens exceeds the model's context of {self.context}")
             positions_BT = torch.arange(start, start + tokens, device=tokens_BT.device)[None]
+        ordered = mask is None and cache is None and not self.both_ways
         if documents_BT is not None:
             mask = packed_mask(documents_BT)
         elif mask is None and start and tokens > 1:  # SDPA's is_causal counts from the first key, not from the last
             mask = torch.ones(tokens, start + tokens, dtype=torch.bool, device=tokens_BT.device).tril(start)
         keys_BS = cache.place(positions_BT) if cache is not None else positions_BT
-        masks = [self.narrowed(mask, pattern, positions_BT, keys_BS, reach) for pattern in self.distinct]
+        allowed = [self.narrowed(mask, pattern, positions_BT, keys_BS, reach) for pattern in self.distinct]
 
         x_BTD = self.embedding(tokens_BT)
         if self.embedding_scale != 1:
@@ -289,8 +290,9 @@ class Transformer(nn.Module):
         x_BTD = self.dropout(x_BTD)
         dtype = computing_dtype(x_BTD)
         turn = self.positions.rotation(positions_BT, self.sizes.channels, dtype)
+        masks: list[Tensor | Bias | None] = [*allowed]
         if x_BTD.device.type == "cpu" and dtype == torch.bfloat16:
-            masks = [None if mask is None else additive(mask) for mask in masks]
+            masks = [None if mask is None else Bias(additive(mask), ordered) for mask in allowed]
         routings: dict[int, Routing] = {}
         besides = () if source is None else (source,)
         for layer, block in enumerate(self.blocks):
