@@ -1,7 +1,8 @@
 """How a strategy spreads a training over devices: which part of what each device holds.
 
-The rules and their sources are in docs/planning.md. Blocks are the units of sharding: what belongs to one is gathered
-before it computes and let go after, the next one being fetched meanwhile.
+Blocks are the units of sharding: what belongs to one is gathered before it computes and let go after, the next one
+being fetched meanwhile. What is in no block is gathered for as long as a step lasts. Mixed precision is autocast over
+float32 parameters, so the low-precision copies that the backward pass needs are whole everywhere.
 """
 
 from typing import Any, NamedTuple
@@ -9,101 +10,102 @@ from typing import Any, NamedTuple
 from athanor.errors import UserError
 from athanor.planning.live import FROZEN, GRADIENTS, OPTIMIZER, WEIGHTS, WORKING
 
-BUCKET = 200_000_000  # elements: reduce_bucket_size of Lightning's DeepSpeedStrategy
+BUCKET = 500_000_000  # elements: DeepSpeed's own reduce_bucket_size
 STAGES = {1: "zero1", 2: "zero2", 3: "zero3"}
 NAMES = {"ddp": "ddp", "fsdp": "fsdp", "deepspeed": "zero2"} | {f"deepspeed_stage_{n}": s for n, s in STAGES.items()}
-CLASSES = {"DDPStrategy": "ddp", "FSDPStrategy": "fsdp", "DeepSpeedStrategy": "", "ModelParallelStrategy": ""}
+CLASSES = {
+    "DDPStrategy": "ddp", "FSDP": "fsdp", "FSDP2": "fsdp", "FSDPStrategy": "fsdp", "ModelParallelStrategy": "fsdp",
+    "ZeRO": "zero", "DeepSpeedStrategy": "zero",
+}  # fmt: skip
 SHARDED = {
     "single": (), "ddp": (), "zero1": (OPTIMIZER,), "zero2": (OPTIMIZER, GRADIENTS),
     "zero3": (OPTIMIZER, GRADIENTS, WEIGHTS, FROZEN), "fsdp": (OPTIMIZER, GRADIENTS, WEIGHTS, FROZEN),
 }  # fmt: skip
-GATHERING = ("fsdp", "zero3")
 
 
 class Layout(NamedTuple):
-    kind: str  # single, ddp, fsdp, zero1, zero2 or zero3
-    devices: int  # of all nodes
-    tensor: int = 1  # devices that share every layer
-    precision: str = "32-true"
+    """
+    Args:
+        kind: single, ddp, fsdp, zero1, zero2 or zero3.
+        devices: of all nodes.
+        tensor: devices that share every layer.
+        groups: that hold all the shards each.
+        offload: the optimizer is on the CPU.
+    """
+
+    kind: str
+    devices: int
+    tensor: int = 1
+    groups: int = 1
+    offload: bool = False
 
     @property
     def replicas(self) -> int:
-        """Devices that see different rows; what is sharded is spread over them."""
+        """Devices, or groups that share layers, that see rows of their own."""
         return self.devices // self.tensor
 
     @property
-    def computing(self) -> str:
-        """The precision that the modules compute in. Autocast would keep a low-precision copy of every weight, whole;
-        FSDP's mixed-precision policy and DeepSpeed cast what they gather instead.
-        """
-        low = self.kind == "fsdp" or self.kind.startswith("zero")
-        return self.precision.replace("-mixed", "-true") if low else self.precision
-
-    @property
-    def scale(self) -> dict[str, int]:
-        """By category, bytes held over bytes traced in the precision of computing: float32 beside two bytes."""
-        if self.kind.startswith("zero") and "16" in self.precision:
-            return {OPTIMIZER: 2}
-        if self.kind == "fsdp" and self.computing != self.precision:
-            return {OPTIMIZER: 2, GRADIENTS: 2, WEIGHTS: 2}
-        return {}
+    def shards(self) -> int:
+        return self.replicas // self.groups
 
     def share(self, category: str, phase: str) -> float:
-        """Part of the traced bytes of a category that a device holds."""
+        """Part of the bytes of a category that a device holds."""
         if category == WORKING and phase == "optimizer":
             category = OPTIMIZER
-        return self.scale.get(category, 1) / (self.replicas if category in SHARDED[self.kind] else 1)
+        if category == OPTIMIZER and self.offload:
+            return 0.0
+        return 1 / self.shards if category in SHARDED[self.kind] else 1.0
 
-    def extra(self, parameters: int, block: int, outside: int, phase: str) -> dict[str, float]:
-        """Bytes that a device holds besides, because of the strategy.
-
-        Args:
-            parameters: that are trained.
-            block, outside: parameters of the largest block, and of all that is in none.
-        """
-        wide, narrow = (size_of(name) for name in (self.precision, self.computing))
-        held: dict[str, float] = {}
+    def extra(self, sizes: "Sizes", phase: str) -> dict[str, float]:
+        """Bytes that a device holds besides, because of the strategy."""
         if self.kind == "ddp":
-            held["gradient buckets"] = float(parameters * wide)
+            return {"gradient buckets": float(sizes.trained)}
+        held: dict[str, float] = {}
         if self.kind.startswith("zero"):
-            held["gradient buckets"] = 2.0 * BUCKET * narrow
-            if "16" in self.precision:
-                held["float32 weights"] = 4.0 * parameters / self.replicas
-        if self.kind in GATHERING and phase != "optimizer":
-            gradients = block + outside if phase == "backward" else 0
-            held["gathered weights and gradients"] = float((2 * block + outside + gradients) * narrow)
+            held["gradient bucket"] = float(BUCKET * sizes.weight)
+            held["optimizer's own weights"] = 0.0 if self.offload else sizes.trained / self.shards
+        if self.kind in ("fsdp", "zero3") and phase != "optimizer":
+            gradients = sizes.block + sizes.outside if phase == "backward" else 0
+            whole = sizes.model if phase == "rollout" else 0
+            held["gathered"] = float(2 * sizes.block + sizes.outside + gradients + whole)
         return held
 
 
-def size_of(precision: str) -> int:
-    """Bytes of a weight at rest."""
-    return {"64-true": 8, "16-true": 2, "bf16-true": 2}.get(precision, 4)
+class Sizes(NamedTuple):
+    """Bytes of parameters, whole: all that are trained, the largest block, what is in none, and the policy."""
+
+    trained: int
+    block: int
+    outside: int
+    model: int
+    weight: int  # of one
 
 
-def layout_of(strategy: Any, devices: int, precision: str) -> Layout:
+def layout_of(strategy: Any, devices: int) -> Layout:
     """Of the config's `strategy`: a name that Lightning knows, or a node.
 
     Raises:
         UserError: a strategy that is not planned for, or that does not fit the number of devices.
     """
-    tensor = 1
+    tensor, groups, offload = 1, 1, False
     if isinstance(strategy, dict):
         name = str(strategy.get("_target_")).rpartition(".")[2]
         kind = CLASSES.get(name)
-        if name == "DeepSpeedStrategy":
-            kind = STAGES.get(strategy.get("stage", 2))
-        if name == "ModelParallelStrategy":
-            wanted = strategy.get("tensor_parallel_size", "auto"), strategy.get("data_parallel_size", "auto")
-            tensor = 1 if wanted[0] == "auto" else int(wanted[0])
-            if devices % tensor or wanted[1] not in ("auto", devices // tensor):
-                raise UserError(
-                    f"strategy.data_parallel_size={wanted[1]} times strategy.tensor_parallel_size={tensor} must be "
-                    f"the {devices} devices"
-                )
-            kind = "fsdp"
+        if kind == "zero":
+            kind, offload = STAGES.get(strategy.get("stage", 2)), bool(strategy.get("offload"))
+        wanted = {key: strategy.get(key, 1) for key in ("tensor_parallel", "tensor_parallel_size", "replicas")}
+        sizes = {key: 1 if value == "auto" else int(value) for key, value in wanted.items()}
+        tensor, groups = max(sizes["tensor_parallel"], sizes["tensor_parallel_size"]), sizes["replicas"]
+        for key, size in sizes.items():
+            if size < 1 or devices % size:
+                raise UserError(f"strategy.{key}={size} does not divide the {devices} devices")
     else:
-        name = strategy
-        kind = "ddp" if name == "auto" else NAMES.get(name.removesuffix("_find_unused_parameters_true"))
+        name = str(strategy)
+        kind = {"auto": "ddp", "single": "single"}.get(name) or NAMES.get(name.partition("_find_unused")[0])
+        if name == "single" and devices > 1:
+            raise UserError(f"strategy=single trains on one device, but the cluster has {devices}; choose another")
     if not kind:
         raise UserError(f"there is no plan for strategy {name}; there is for auto, {', '.join((*NAMES, *CLASSES))}")
-    return Layout(kind if devices > tensor else "single", devices, tensor, precision)
+    if devices == tensor:
+        return Layout("single", devices, tensor)
+    return Layout(kind, devices, tensor, groups, offload)

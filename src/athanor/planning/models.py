@@ -11,7 +11,7 @@ from athanor.errors import UserError
 from athanor.models import ARCHITECTURE
 
 LOAD = "athanor.models.load"
-SPLIT = ("heads", "kv_heads", "hidden", "vocabulary_size")
+SPLIT = ("heads", "kv_heads", "hidden")
 
 
 def with_models(experiment: Experiment) -> dict[str, Any]:
@@ -51,8 +51,8 @@ def described(run: str, upstream: dict[str, Experiment]) -> dict[str, Any]:
 
 
 def one_of(config: dict[str, Any], parts: int) -> dict[str, Any]:
-    """The config of what one of `parts` devices holds under tensor parallelism: every model with so much fewer heads,
-    hidden channels and pieces of vocabulary.
+    """The config of what one of `parts` devices holds under tensor parallelism: every model with so much fewer heads
+    and hidden channels.
 
     Raises:
         UserError: one of these does not divide.

@@ -93,9 +93,12 @@ def plan(experiment: Experiment, wishes: Wishes = Wishes()) -> Plan:  # noqa: B0
     cluster, precision = config["cluster"], config["precision"]
     per_node = devices_of(cluster)
     found = machines.machine(cluster, precision, wishes.device, wishes.memory, per_node)
-    layout = layout_of(config["strategy"], per_node * cluster["nodes"], precision)
+    layout = layout_of(config["strategy"], per_node * cluster["nodes"])
     batch = batch_plan(config, layout)
     shape = shape_of(config, context_of(config["model"]), wishes.length)
+    if not found.gpu and wishes.rate is None:
+        peak = machines.measured_peak(precision, cluster["threads"])
+        found = found._replace(peak=peak, peak_is="measured here, just now")
     networks = step.networks(config, shape.length)
     needed = memory(config, shape, batch, layout, found)
     time = duration(config, shape, batch, layout, found, networks, wishes)
@@ -143,11 +146,10 @@ def context_of(model: dict[str, Any]) -> int:
 def memory(config: dict[str, Any], shape: Shape, batch: BatchPlan, layout: Layout, machine: Machine) -> Memory:
     """Of one device, by part, in the phase that holds most."""
     traced = step.trace(models.one_of(config, layout.tensor), shape, batch, layout, machine.gpu)
-    trained = traced.inside + traced.outside
     dearest: Memory | None = None
     for phase, moment in traced.peaks.items():
         parts = {name: size * layout.share(name, phase) for name, size in moment.parts.items()}
-        parts |= layout.extra(trained, traced.block, traced.outside, phase)
+        parts |= layout.extra(traced.sizes, phase)
         parts["framework"] = machine.reserved
         total = sum(parts.values())
         if dearest is None or total > dearest.total:
@@ -177,36 +179,39 @@ def fitting(config: dict[str, Any], shape: Shape, layout: Layout, machine: Machi
         least = needed(1)
         if least > room:
             return None
-        best, most = (1, least), config["cluster"]["micro_batch_size"] or rows
-        for micro in sorted({d for d in range(2, most + 1) if rows % d == 0}, key=lambda d: d.bit_length() * 1000 + d):
-            if micro & (micro - 1) and micro != most:
-                continue  # powers of two, and the whole
-            if (total := needed(micro)) > room:
-                break
-            best = micro, total
-        said = [] if best[0] == (config["cluster"]["micro_batch_size"] or rows) else [best[0]]
-        return Knob([*overrides, *(f"cluster.micro_batch_size={n}" for n in said)], best[1], note)
+        most = config["cluster"]["micro_batch_size"] or rows
+        sizes = [n for n in range(1, most + 1) if rows % n == 0 and (n == most or not n & (n - 1))]
+        best, total = 1, least
+        if len(sizes) > 1:  # memory is all but linear in the rows
+            slope = (needed(sizes[1]) - least) / (sizes[1] - 1)
+            for size in reversed([n for n in sizes[1:] if least + (n - 1) * slope <= 1.02 * room]):
+                if (found := needed(size)) <= room:
+                    best, total = size, found
+                    break
+        said = [] if best == most else [f"cluster.micro_batch_size={best}"]
+        return Knob([*overrides, *said], total, note)
 
     precision = config["precision"]
     if knob := tried(layout, precision, []):
         yield knob
         return
-    sharded = Layout("fsdp", layout.devices, layout.tensor, precision)
+    sharded = Layout("fsdp", layout.devices, layout.tensor)
     if layout.kind != "fsdp" and layout.devices > 1 and (knob := tried(sharded, precision, ["strategy=fsdp2"])):
         yield knob
     else:
         nodes, per_node = config["cluster"]["nodes"], layout.devices // config["cluster"]["nodes"]
         while nodes * per_node < 4096:
             per_node, nodes = (2 * per_node, nodes) if per_node < GATHERED else (per_node, 2 * nodes)
-            wider = Layout("fsdp", nodes * per_node, layout.tensor, precision)
+            wider = Layout("fsdp", nodes * per_node, layout.tensor)
             overrides = [] if layout.kind == "fsdp" else ["strategy=fsdp2"]
             overrides += [f"cluster.devices={per_node}"] + ([f"cluster.nodes={nodes}"] if nodes > 1 else [])
             if knob := tried(wider, precision, overrides):
                 yield knob
                 break
     if precision != "bf16-true":
-        low = layout._replace(precision="bf16-true")
-        if knob := tried(low, "bf16-true", ["precision=bf16-true"], "another science: weights of 8 significant bits"):
+        if knob := tried(
+            layout, "bf16-true", ["precision=bf16-true"], "another science: weights of 8 significant bits"
+        ):
             yield knob
 
 

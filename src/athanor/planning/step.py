@@ -4,6 +4,7 @@ The order is Lightning's: the gradients of the last step are still there while t
 its backward pass begins.
 """
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from athanor.models.transformer import Block
 from athanor.planning import batches
 from athanor.planning.batches import Shape
 from athanor.planning.gpu import as_on_gpu
-from athanor.planning.layout import Layout
+from athanor.planning.layout import Layout, Sizes
 from athanor.planning.live import (
     ACTIVATIONS,
     CACHE,
@@ -54,9 +55,7 @@ class Step(NamedTuple):
 
     peaks: dict[str, Moment]  # by phase
     layers: dict[str, int]  # bytes of activations of each block, as the backward pass begins
-    block: int  # parameters of the largest
-    inside: int  # trained parameters of all blocks
-    outside: int  # and of what is in none
+    sizes: Sizes
 
 
 def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout, on_gpu: bool) -> Step:
@@ -68,13 +67,13 @@ def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout,
         plan: how the global batch is spread; its `rank` is 0.
         on_gpu: whether to assume the kernels of a GPU.
     """
-    precision = plugin(layout.computing)
+    precision = plugin(config["precision"])
     live = Live(layout.share, labelled=shape.labelled, last=shape.length - 2)
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         algorithm = make_algorithm(config)
         if on_gpu:
             as_on_gpu(algorithm)
-        precision.convert_module(algorithm)
+        cast(algorithm, config["precision"])
         algorithm._trainer = stand_in(config, plan)  # type: ignore[assignment]
         trained = [parameter for _, parameter in algorithm.trainable()]
         own = {id(parameter) for parameter in trained}
@@ -117,14 +116,21 @@ def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout,
             algorithm.on_validation_epoch_start()
             with torch.no_grad(), precision.forward_context():
                 validate(algorithm, batch, shape)
-    sizes = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks.values()]
     return Step(
         {name: peak for name, peak in live.peaks.items() if name not in ("build", "inputs")},
         {name: size for name, size in layers.items() if name in blocks},
-        max(sizes),
-        sum(sizes),
-        sum(p.numel() for p in trained) - sum(sizes),
+        sizes_of(algorithm, list(blocks.values()), trained),
     )
+
+
+def sizes_of(algorithm: Algorithm, blocks: list[nn.Module], trained: list[nn.Parameter]) -> Sizes:
+    def bytes_of(parameters: Iterable[nn.Parameter]) -> int:
+        return sum(p.numel() * p.element_size() for p in parameters)
+
+    each = [bytes_of(block.parameters()) for block in blocks]
+    outside = bytes_of(algorithm.parameters()) - sum(each)
+    return Sizes(bytes_of(trained), max(each), outside, bytes_of(algorithm.model.parameters()),
+                 trained[0].element_size())  # fmt: skip
 
 
 def networks(config: dict[str, Any], length: int) -> list[Network]:
@@ -143,6 +149,18 @@ def plugin(precision: str) -> Precision:
     if precision.endswith("-mixed"):
         return MixedPrecision(precision, device="cpu")  # type: ignore[arg-type]
     return Precision() if precision in ("32-true", "64-true") else HalfPrecision(precision)  # type: ignore[arg-type]
+
+
+def cast(module: nn.Module, precision: str) -> None:
+    """As `module.to(dtype)` in the precisions that are true to their name, which fake parameters do not take."""
+    dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(precision)
+    made: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, old in part._parameters.items():
+            if old is not None and dtype is not None:
+                if id(old) not in made:
+                    made[id(old)] = nn.Parameter(old.detach().to(dtype), requires_grad=old.requires_grad)
+                part._parameters[name] = made[id(old)]
 
 
 def stand_in(config: dict[str, Any], plan: BatchPlan) -> Any:
