@@ -1,11 +1,12 @@
-"""Memory as `athanor plan` predicts it, beside the peak of real trainings: five shapes, two optimizers, three precisions.
+"""Memory as `athanor plan` predicts it, beside the peak of real trainings: five shapes, two optimizers, three
+precisions.
 
     python benchmarks/plan.py [--rounds 1] [--only NAME ...]
 
-Each training is a process of its own (`athanor train`, three steps and a validation, on the demo's shards, which are made
-first if need be). On a CPU its peak is the largest resident set that the kernel saw, with what a training of next to
-nothing takes in the same round subtracted, and with MALLOC_MMAP_THRESHOLD_=65536, so that glibc gives back what torch
-frees; `--malloc default` leaves glibc as it is. On a GPU it is torch.cuda.max_memory_allocated.
+Each training is a process of its own (`athanor train`, three steps and a validation, on the demo's shards, which are
+made first if need be). On a CPU its peak is the largest resident set that the kernel saw, with what a training of next
+to nothing takes subtracted, and with MALLOC_MMAP_THRESHOLD_=65536, so that glibc gives back what torch frees; `--malloc
+default` leaves glibc as it is. On a GPU it is torch.cuda.max_memory_allocated.
 """
 
 import argparse
@@ -93,7 +94,7 @@ def predicted(overrides: list[str]) -> tuple[float, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=list(CONFIGS))
     parser.add_argument("--malloc", choices=("mapped", "default"), default="mapped")

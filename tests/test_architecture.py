@@ -26,6 +26,8 @@ STOREYS = [
     {"callbacks", "placement"},
     {"train"},
     {"evaluation"},
+    {"planning"},
+    {"scaling"},
     {"report"},
     {"pipeline", "sweeps"},
     {"cluster"},

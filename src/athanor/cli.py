@@ -28,6 +28,7 @@ VERBS = {
     "jobs": "list the jobs sent to SLURM, and how far their runs are",
     "cancel": "end jobs; a training saves itself first",
     "runs": "list the runs",
+    "scaling": "fit a scaling law to finished trainings",
     "lineage": "walk from a run back to its raw documents, looking at every file",
     "reproduce": "rerun a run and compare every output",
     "report": "write the page about a run or a pipeline",
@@ -90,6 +91,7 @@ def _dispatch(words: list[str]) -> int:
         "jobs": _jobs,
         "cancel": _cancel,
         "runs": _runs,
+        "scaling": _scaling,
         "lineage": _lineage,
         "reproduce": _reproduce,
         "report": _report,
@@ -151,7 +153,9 @@ def _experiment(verb: str, words: list[str]) -> int:
 def _plan(words: list[str]) -> int:
     parser = _parser("plan", "experiment=NAME [cluster=NAME] [key=value ...]", experiments=True)
     parser.listed = "train"
-    parser.add_argument("--device", metavar="NAME", help="such as h100, or cpu; default the cluster's or this machine's")
+    parser.add_argument(
+        "--device", metavar="NAME", help="such as h100, or cpu; default the cluster's or this machine's"
+    )
     parser.add_argument("--memory", type=float, metavar="GIB", help="of a device; default what is known of it")
     parser.add_argument("--mfu", type=float, metavar="SHARE", help="of the device's peak; default 0.4, on a CPU 0.3")
     parser.add_argument("--rate", type=float, metavar="TOKENS", help="tokens a second of a device, in place of --mfu")
@@ -378,6 +382,56 @@ def _runs(words: list[str]) -> int:
         return 0
     rows = [("run", "fingerprint", "status", "age", "metric", "")]
     _table(rows + [(run.name, run.fingerprint, run.status, run.age, *_metric(run)) for run in runs])
+    return 0
+
+
+def _scaling(words: list[str]) -> int:
+    parser = _parser("scaling", "RUN [...] | FILE.csv")
+    parser.add_argument(
+        "sources", nargs="+", help=f"a CSV file (parameters, tokens, loss), or runs: {RUN_HELP}; or NAME/"
+    )
+    parser.add_argument(
+        "--compute", type=float, action="append", default=[], metavar="FLOPS", help="a budget; repeatable"
+    )
+    parser.add_argument("--samples", type=int, default=200, metavar="N", help="of the bootstrap; default 200")
+    parser.add_argument("-o", "--output", help="where to write the page; default: scaling.html in the folder of runs")
+    parser.add_argument("--json", action="store_true", help="print JSON and write no page")
+    options = parser.parse_args(words)
+    if options.samples < 20 or any(not 0 < budget < float("inf") for budget in options.compute):
+        raise UserError("--samples must be at least 20, and --compute positive")
+
+    from athanor.scaling import law, points
+
+    fitted = law.fit(points.read(options.sources), samples=options.samples)
+    optima = {f"{budget:g}": fitted.optimum(budget) for budget in options.compute}
+    if options.json:
+        import json
+
+        best = {
+            budget: {name: found._asdict() for name, found in optimum.items()} for budget, optimum in optima.items()
+        }
+        shown = {
+            "coefficients": {name: found._asdict() for name, found in fitted.coefficients().items()},
+            "optimum": best,
+        }
+        print(json.dumps({**shown, "points": [point._asdict() for point in fitted.points], "error": fitted.error()}))
+        return 0
+    rows = [("coefficient", "value", f"{fitted.confidence:.0%} interval")]
+    for name, (value, low, high) in fitted.coefficients().items():
+        rows.append((name, _number(value), f"{_number(low)} to {_number(high)}"))
+    _table(rows)
+    print(f"median error {100 * fitted.error():.2f}% of {len(fitted.points)} trainings")
+    for budget, optimum in optima.items():
+        said = [f"{name} {value:.4g} ({low:.4g} to {high:.4g})" for name, (value, low, high) in optimum.items()]
+        print(f"for {budget} FLOPs: {', '.join(said)}")
+
+    import shlex
+    from pathlib import Path
+
+    from athanor.report import scaling as page
+
+    path = Path(options.output) if options.output else catalog.runs_root() / "scaling.html"
+    print(_short(page.write(fitted, options.compute, shlex.join(["athanor", "scaling", *words]), path)))
     return 0
 
 

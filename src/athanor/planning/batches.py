@@ -73,7 +73,7 @@ def ids(*sizes: int) -> Tensor:
 def batch(kind: str, rows: int, length: int) -> Any:
     one = torch.ones(())
     if kind == "rows":
-        return PackedBatch(*(ids(rows, length) for _ in range(4)), one)
+        return PackedBatch(ids(rows, length), ids(rows, length), ids(rows, length), ids(rows, length), one)
     if kind == "conversations":
         return SupervisedBatch(ids(rows, length), ids(rows, length), one)
     sides = [(ids(rows, length), ids(rows, length), ids(rows)) for _ in range(2)]

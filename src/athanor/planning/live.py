@@ -4,7 +4,7 @@ The step's real code runs on torch's fake tensors, which have shapes and types b
 makes is counted from its birth to its death, by what it is for. So nothing here knows how a layer is built: what a
 layer saves for the backward pass is what its code saves.
 
-Without data, whatever depends on values is assumed: the share of a mask that is true, and the one number that PPO reads.
+Without data, whatever depends on values is assumed: the share of a mask that is true, and the number that PPO reads.
 """
 
 import math

@@ -83,7 +83,7 @@ def machine(cluster: dict[str, Any], precision: str, name: str | None, memory: f
         properties = torch.cuda.get_device_properties(0)
         known, shown, own = recognised(properties.name), properties.name, float(properties.total_memory)
     else:
-        known, shown, own = recognised(wanted or ""), wanted or "GPU", None
+        known, shown, own = recognised(wanted or ""), wanted or "GPU", 0.0
         if name and known is None:
             raise UserError(f"--device {name} is not known; there are: cpu, {', '.join(GPUS)}")
     peak = None if known is None else 1e12 * (known.half if "16" in precision else known.single)

@@ -15,7 +15,7 @@ from athanor.errors import UserError
 from athanor.planning import machines, models, step
 from athanor.planning.batches import Shape, shape_of
 from athanor.planning.layout import Layout, layout_of
-from athanor.planning.machines import GIB, Machine
+from athanor.planning.machines import Machine
 from athanor.planning.step import Network
 
 MFU = {True: 0.4, False: 0.3}  # of a GPU, of a CPU
@@ -140,7 +140,7 @@ def context_of(model: dict[str, Any]) -> int:
     return int((model.get("trunk") or model)["context"])
 
 
-# --- memory -------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 def memory(config: dict[str, Any], shape: Shape, batch: BatchPlan, layout: Layout, machine: Machine) -> Memory:
@@ -208,14 +208,12 @@ def fitting(config: dict[str, Any], shape: Shape, layout: Layout, machine: Machi
             if knob := tried(wider, precision, overrides):
                 yield knob
                 break
-    if precision != "bf16-true":
-        if knob := tried(
-            layout, "bf16-true", ["precision=bf16-true"], "another science: weights of 8 significant bits"
-        ):
-            yield knob
+    note = "another science: weights of 8 significant bits"
+    if precision != "bf16-true" and (knob := tried(layout, "bf16-true", ["precision=bf16-true"], note)):
+        yield knob
 
 
-# --- time ---------------------------------------------------------------------------------------------------------------
+# --- time -------------------------------------------------------------------------------------------------------------
 
 
 def duration(

@@ -4,7 +4,7 @@ The order is Lightning's: the gradients of the last step are still there while t
 its backward pass begins.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout,
         if on_gpu:
             as_on_gpu(algorithm)
         cast(algorithm, config["precision"])
-        algorithm._trainer = stand_in(config, plan)  # type: ignore[assignment]
+        algorithm._trainer = stand_in(config, plan)
         trained = [parameter for _, parameter in algorithm.trainable()]
         own = {id(parameter) for parameter in trained}
         live.set(algorithm.buffers(), WEIGHTS)
@@ -104,6 +104,7 @@ def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout,
             optimizer.zero_grad()
         layers = live.by_place()
         live.enter_phase("backward", WORKING)
+        assert isinstance(loss, Tensor)
         loss.backward()
         algorithm.configure_gradient_clipping(optimizer, config["gradient_clip"])
         del loss, batch
@@ -175,7 +176,7 @@ def state_of(optimizer: torch.optim.Optimizer) -> list[Any]:
     return [value for state in optimizer.state.values() for value in state.values()]
 
 
-def mark_blocks(live: Live, blocks: dict[str, nn.Module]) -> None:
+def mark_blocks(live: Live, blocks: Mapping[str, nn.Module]) -> None:
     """While a block computes, activations are its own; after the last one, they belong to the logits and the loss."""
     ends = {name.rpartition(".")[0]: name for name in blocks}.values()
 
@@ -204,7 +205,7 @@ def network(name: str, module: nn.Module, length: int) -> Network:
     for key, parameter in module.named_parameters():
         counts[part_of(key)] += parameter.numel()
     trunk = module.trunk if isinstance(module, ScalarModel) else module
-    idle = sum(p.numel() for p in trunk.parameters()) - trunk.active_parameters  # type: ignore[union-attr, operator]
+    idle = sum(p.numel() for p in trunk.parameters()) - trunk.active_parameters  # type: ignore[operator]
     return Network(
         name,
         any(p.requires_grad for p in module.parameters()),
@@ -224,7 +225,7 @@ def part_of(name: str) -> str:
     return "embeddings" if any("embedding" in word for word in words) else "output"
 
 
-# --- generation ---------------------------------------------------------------------------------------------------------
+# --- generation -------------------------------------------------------------------------------------------------------
 
 
 def roll_out(live: Live, algorithm: PPO, shape: Shape, precision: Precision, plan: BatchPlan) -> None:
