@@ -387,12 +387,9 @@ def _runs(words: list[str]) -> int:
 
 def _scaling(words: list[str]) -> int:
     parser = _parser("scaling", "RUN [...] | FILE.csv")
-    parser.add_argument(
-        "sources", nargs="+", help=f"a CSV file (parameters, tokens, loss), or runs: {RUN_HELP}; or NAME/"
-    )
-    parser.add_argument(
-        "--compute", type=float, action="append", default=[], metavar="FLOPS", help="a budget; repeatable"
-    )
+    sources = f"a CSV file of parameters, tokens and loss, or runs: {RUN_HELP}; FOLDER/ for all trainings below"
+    parser.add_argument("sources", nargs="+", help=sources)
+    parser.add_argument("--compute", type=float, action="append", default=[], metavar="FLOPS", help="budgets to spend")
     parser.add_argument("--samples", type=int, default=200, metavar="N", help="of the bootstrap; default 200")
     parser.add_argument("-o", "--output", help="where to write the page; default: scaling.html in the folder of runs")
     parser.add_argument("--json", action="store_true", help="print JSON and write no page")
@@ -400,30 +397,13 @@ def _scaling(words: list[str]) -> int:
     if options.samples < 20 or any(not 0 < budget < float("inf") for budget in options.compute):
         raise UserError("--samples must be at least 20, and --compute positive")
 
-    from athanor.scaling import law, points
+    from athanor.scaling import law, points, show
 
     fitted = law.fit(points.read(options.sources), samples=options.samples)
-    optima = {f"{budget:g}": fitted.optimum(budget) for budget in options.compute}
     if options.json:
-        import json
-
-        best = {
-            budget: {name: found._asdict() for name, found in optimum.items()} for budget, optimum in optima.items()
-        }
-        shown = {
-            "coefficients": {name: found._asdict() for name, found in fitted.coefficients().items()},
-            "optimum": best,
-        }
-        print(json.dumps({**shown, "points": [point._asdict() for point in fitted.points], "error": fitted.error()}))
+        print(show.as_json(fitted, options.compute))
         return 0
-    rows = [("coefficient", "value", f"{fitted.confidence:.0%} interval")]
-    for name, (value, low, high) in fitted.coefficients().items():
-        rows.append((name, _number(value), f"{_number(low)} to {_number(high)}"))
-    _table(rows)
-    print(f"median error {100 * fitted.error():.2f}% of {len(fitted.points)} trainings")
-    for budget, optimum in optima.items():
-        said = [f"{name} {value:.4g} ({low:.4g} to {high:.4g})" for name, (value, low, high) in optimum.items()]
-        print(f"for {budget} FLOPs: {', '.join(said)}")
+    _table(show.rows(fitted, options.compute))
 
     import shlex
     from pathlib import Path

@@ -109,7 +109,8 @@ def fit(points: Sequence[Point], *, samples: int = 200, seed: int = 0, confidenc
     check(points)
     sizes, tokens, losses = (np.array([getattr(p, name) for p in points]) for name in ("parameters", "tokens", "loss"))
     best = follow(GRID, sizes, tokens, losses, STARTS)
-    laws, random = [], np.random.default_rng(seed)
+    laws: list[Law] = []
+    random = np.random.default_rng(seed)
     while len(laws) < samples:
         rows = random.integers(0, len(points), len(points))
         if min(len(set(sizes[rows])), len(set(tokens[rows]))) >= LEVELS:

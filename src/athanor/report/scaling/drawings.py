@@ -57,17 +57,18 @@ def losses(fit: Fit) -> Markup:
     between).
     """
     counts = sorted({point.tokens for point in fit.points})
-    shown = [counts[round(k * (len(counts) - 1) / (len(TONES) - 1))] for k in range(len(TONES))]
+    shown = {counts[round(k * (len(counts) - 1) / (len(TONES) - 1))]: tone for k, tone in enumerate(TONES)}
     sizes = _spread(min(p.parameters for p in fit.points), max(p.parameters for p in fit.points))
-    curves = [
+    lines = [
         Curve(f"{count(tokens)} tokens", tone, sizes, [fit.law.loss(size, tokens) for size in sizes])
-        for tokens, tone in zip(dict.fromkeys(shown), TONES)
+        for tokens, tone in shown.items()
     ]
+    marks = []
     for point in fit.points:
-        nearest = min(range(len(curves)), key=lambda k: abs(math.log(list(dict.fromkeys(shown))[k] / point.tokens)))
+        nearest = min(shown, key=lambda tokens: abs(math.log(tokens / point.tokens)))
         label = f"{point.name}: {count(point.tokens)} tokens, {point.loss:.4g}"
-        curves.append(Curve(label, TONES[nearest], [point.parameters], [point.loss], marks=True))
-    return draw(curves, log_y=True)
+        marks.append(Curve(label, shown[nearest], [point.parameters], [point.loss], marks=True))
+    return draw([*lines, *marks], log_y=True)
 
 
 def frontier(fit: Fit, first: float, last: float) -> Markup:
