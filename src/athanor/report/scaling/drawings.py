@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup, escape
 
-from athanor.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from athanor.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, _scale
 from athanor.report.formats import count
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Axis(NamedTuple):
 
     def ticks(self) -> list[float]:
         if not self.log:
-            return [self.low + k * (self.high - self.low) / 4 for k in range(5)]
+            return _scale(self.low, self.high, log=False)[0][1:-1]
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         for leads in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
             found = [m * 10.0**e for e in decades for m in leads if self.low <= m * 10.0**e <= self.high]
