@@ -34,6 +34,7 @@ class Algorithm(LightningModule):
     """
 
     trains: Literal["language model", "reward model"] = "language model"
+    fixed_shapes = False  # whether all batches of training are of one shape
 
     def __init__(
         self,
@@ -179,6 +180,9 @@ class Algorithm(LightningModule):
         return self.model.flops_per_token(self.trainer.datamodule.typical_length)  # type: ignore[attr-defined, operator]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step != self._step_of_sums:  # gradients need not lie in memory during the next forward
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad(set_to_none=True)
         if not self.logs_at(self.trainer.global_step):
             return
         metrics = {f"train/{k}": float(self.trainer.strategy.reduce(v, reduce_op="sum")) for k, v in self._sums.items()}
