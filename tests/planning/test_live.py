@@ -62,7 +62,7 @@ def test_what_a_product_saves_is_what_its_backward_pass_needs(live):
 
 
 def test_autocast_keeps_a_low_precision_copy_of_a_weight(live):
-    weight, x = torch.nn.Parameter(square()), square()
+    weight, x = torch.nn.Parameter(square()), square().requires_grad_()
     live.set([weight], WEIGHTS)
     live.enter_phase("forward", ACTIVATIONS)
     with torch.autocast("cpu", torch.bfloat16):

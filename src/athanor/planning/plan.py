@@ -14,12 +14,13 @@ from athanor.data.plan import BatchPlan
 from athanor.errors import UserError
 from athanor.planning import machines, models, step
 from athanor.planning.batches import Shape, shape_of
-from athanor.planning.layout import Layout, layout_of
+from athanor.planning.layout import SHARDED, Layout, layout_of
 from athanor.planning.machines import Machine
 from athanor.planning.step import Network
 
 MFU = {True: 0.4, False: 0.3}  # of a GPU, of a CPU
-GATHERED = 8  # devices of a node, as most clusters have them: what a plan for more devices is rounded to
+NODE, MOST = 8, 4096  # devices of a node as most clusters have them; no more devices than so many are thought of
+FSDP = ("strategy=fsdp2",)
 
 
 class Wishes(NamedTuple):
@@ -104,7 +105,7 @@ def plan(experiment: Experiment, wishes: Wishes = Wishes()) -> Plan:  # noqa: B0
     time = duration(config, shape, batch, layout, found, networks, wishes)
     knobs: list[Knob] = []
     if found.memory is not None and needed.total > found.memory:
-        knobs = list(fitting(config, shape, layout, found))
+        knobs = list(fitting(config, shape, layout, found, needed))
     return Plan(experiment.name, experiment.fingerprint, precision, found, layout, batch, shape, networks, needed,
                 time, knobs)  # fmt: skip
 
@@ -159,58 +160,91 @@ def memory(config: dict[str, Any], shape: Shape, batch: BatchPlan, layout: Layou
     return dearest
 
 
-def fitting(config: dict[str, Any], shape: Shape, layout: Layout, machine: Machine) -> Iterator[Knob]:
-    """Ways to fit, the least invasive first: micro-batches, sharding, more devices, a lower precision."""
-    room = machine.memory
-    assert room is not None
+class Try(NamedTuple):
+    """What else might be set."""
 
-    def tried(layout: Layout, precision: str, overrides: list[str], note: str = "") -> Knob | None:
-        """These overrides with the largest micro-batch that fits."""
-        changed = config | {"precision": precision}
-        try:
-            rows = batch_plan(config | {"cluster": config["cluster"] | {"micro_batch_size": None}}, layout).per_rank
-        except UserError:
-            return None
+    layout: Layout
+    overrides: tuple[str, ...] = ()
+    precision: str | None = None
+    recompute: str | None = None
+    note: str = ""
 
-        def needed(micro: int) -> float:
-            one = {**changed, "cluster": {**config["cluster"], "micro_batch_size": micro}}
-            return memory(one, shape, batch_plan(one, layout), layout, machine).total
 
-        least = needed(1)
-        if least > room:
-            return None
-        most = config["cluster"]["micro_batch_size"] or rows
-        sizes = [n for n in range(1, most + 1) if rows % n == 0 and (n == most or not n & (n - 1))]
-        best, total = 1, least
-        if len(sizes) > 1:  # memory is all but linear in the rows
-            slope = (needed(sizes[1]) - least) / (sizes[1] - 1)
-            for size in reversed([n for n in sizes[1:] if least + (n - 1) * slope <= 1.02 * room]):
-                if (found := needed(size)) <= room:
-                    best, total = size, found
-                    break
-        said = [] if best == most else [f"cluster.micro_batch_size={best}"]
-        return Knob([*overrides, *said], total, note)
-
-    precision = config["precision"]
-    if knob := tried(layout, precision, []):
+def fitting(
+    config: dict[str, Any], shape: Shape, layout: Layout, machine: Machine, needed: Memory
+) -> Iterator[Knob]:  # fmt: skip
+    """Ways to fit, each with the largest micro-batch that does: smaller micro-batches alone, else activations made
+    again, sharding, or more devices, each with what came before; and weights of less precision.
+    """
+    if knob := tried(config, shape, Try(layout), machine):
         yield knob
         return
-    sharded = Layout("fsdp", layout.devices, layout.tensor)
-    if layout.kind != "fsdp" and layout.devices > 1 and (knob := tried(sharded, precision, ["strategy=fsdp2"])):
+    again = config["cluster"].get("recompute", "none")
+    choices = [again] if again == "full" else [again, "full"]
+    layouts: list[tuple[Layout, tuple[str, ...]]] = [(layout, ())]
+    if layout.kind != "fsdp" and layout.devices > 1:
+        layouts.append((sharded(layout), FSDP))
+    layouts += wider(layout, config["cluster"]["nodes"])
+    held = sum(needed.parts.get(name, 0) * layout.shards ** (name in SHARDED[layout.kind]) for name in SHARDED["fsdp"])
+    for other, overrides in layouts:
+        if other.kind == "fsdp" and held / other.shards > (machine.memory or 0):
+            continue
+        ways = (Try(other, (*overrides, *recomputing(again, now)), recompute=now) for now in choices)
+        if found := [knob for way in ways if (knob := tried(config, shape, way, machine))]:
+            yield from found
+            break
+    low = Try(layout, ("precision=bf16-true",), "bf16-true", note="another science: weights of 8 significant bits")
+    if config["precision"] != "bf16-true" and (knob := tried(config, shape, low, machine)):
         yield knob
-    else:
-        nodes, per_node = config["cluster"]["nodes"], layout.devices // config["cluster"]["nodes"]
-        while nodes * per_node < 4096:
-            per_node, nodes = (2 * per_node, nodes) if per_node < GATHERED else (per_node, 2 * nodes)
-            wider = Layout("fsdp", nodes * per_node, layout.tensor)
-            overrides = [] if layout.kind == "fsdp" else ["strategy=fsdp2"]
-            overrides += [f"cluster.devices={per_node}"] + ([f"cluster.nodes={nodes}"] if nodes > 1 else [])
-            if knob := tried(wider, precision, overrides):
-                yield knob
+
+
+def recomputing(before: str, now: str) -> tuple[str, ...]:
+    return () if now == before else (f"cluster.recompute={now}",)
+
+
+def sharded(layout: Layout) -> Layout:
+    return Layout("fsdp", layout.devices, layout.tensor)
+
+
+def wider(layout: Layout, nodes: int) -> list[tuple[Layout, tuple[str, ...]]]:
+    """Fully sharded over more and more devices, whole nodes of them from 8 on."""
+    per_node, found = layout.devices // nodes, []
+    while nodes * per_node < MOST:
+        per_node, nodes = (2 * per_node, nodes) if per_node < NODE else (per_node, 2 * nodes)
+        overrides = () if layout.kind == "fsdp" else FSDP
+        more = (f"cluster.devices={per_node}", *([f"cluster.nodes={nodes}"] if nodes > 1 else []))
+        found.append((Layout("fsdp", nodes * per_node, layout.tensor), (*overrides, *more)))
+    return found
+
+
+def tried(config: dict[str, Any], shape: Shape, way: Try, machine: Machine) -> Knob | None:
+    """The way with the largest micro-batch that fits, one row or a power of two or all; None if none does."""
+    room, given = machine.memory, config["cluster"]["micro_batch_size"]
+    cluster = config["cluster"] | ({"recompute": way.recompute} if way.recompute else {})
+    changed = config | {"precision": way.precision or config["precision"], "cluster": cluster}
+    assert room is not None
+    try:
+        rows = batch_plan(changed | {"cluster": cluster | {"micro_batch_size": None}}, way.layout).per_rank
+    except UserError:
+        return None  # the global batch does not divide
+
+    def needed(micro: int) -> float:
+        one = changed | {"cluster": cluster | {"micro_batch_size": micro}}
+        return memory(one, shape, batch_plan(one, way.layout), way.layout, machine).total
+
+    best, total = 1, needed(1)
+    if total > room:
+        return None
+    most = min(given or rows, rows)
+    sizes = [n for n in range(2, most + 1) if rows % n == 0 and (n == most or not n & (n - 1))]
+    if sizes:  # memory is all but linear in the rows
+        slope = (needed(sizes[0]) - total) / (sizes[0] - 1)
+        for size in reversed([n for n in sizes if total + (n - 1) * slope <= 1.02 * room]):
+            if (found := needed(size)) <= room:
+                best, total = size, found
                 break
-    note = "another science: weights of 8 significant bits"
-    if precision != "bf16-true" and (knob := tried(layout, "bf16-true", ["precision=bf16-true"], note)):
-        yield knob
+    said = [] if best == (given or rows) else [f"cluster.micro_batch_size={best}"]
+    return Knob([*way.overrides, *said], total, way.note)
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

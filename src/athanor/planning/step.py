@@ -5,6 +5,8 @@ its backward pass begins.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, P
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from athanor.acceleration import accelerate
 from athanor.algorithms.base import Algorithm, response_logps
 from athanor.algorithms.ppo import PPO, Rollout
 from athanor.data.plan import BatchPlan
@@ -69,11 +72,11 @@ def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout,
     """
     precision = plugin(config["precision"])
     live = Live(layout.share, labelled=shape.labelled, last=shape.length - 2)
-    with FakeTensorMode(allow_non_fake_inputs=True), live:
+    with FakeTensorMode(allow_non_fake_inputs=True), live, ExitStack() as kernels:
         algorithm = make_algorithm(config)
-        if on_gpu:
-            as_on_gpu(algorithm)
+        accelerate(algorithm, config["cluster"] | {"compile": False}, "cpu", 0.0, Path())
         cast(algorithm, config["precision"])
+        kernels.enter_context(as_on_gpu(algorithm) if on_gpu else nullcontext())
         algorithm._trainer = stand_in(config, plan)
         trained = [parameter for _, parameter in algorithm.trainable()]
         own = {id(parameter) for parameter in trained}
