@@ -62,7 +62,8 @@ class Step(NamedTuple):
 
 
 def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout, on_gpu: bool) -> Step:
-    """Builds the experiment's algorithm and runs two micro-batches of it.
+    """Builds the experiment's algorithm and runs a step of it: of the optimizer, then a micro-batch there and back while
+    the gradients of the step before are still held, and a validation batch.
 
     Args:
         config: resolved, with models in the place of the runs they come from.
