@@ -62,7 +62,7 @@ class Step(NamedTuple):
 
 
 def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout, on_gpu: bool) -> Step:
-    """Builds the experiment's algorithm and runs a step of it: of the optimizer, then a micro-batch there and back while
+    """Builds the experiment's algorithm and runs a step of it: the optimizer, then a micro-batch there and back while
     the gradients of the step before are still held, and a validation batch.
 
     Args:
