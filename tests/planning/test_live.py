@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from athanor.planning.live import ACTIVATIONS, COPIES, GRADIENTS, WEIGHTS, WORKING, Live
+from athanor.planning.live import ACTIVATIONS, COPIES, GRADIENTS, INPUTS, WEIGHTS, WORKING, Live
 
 MIB = 2**20
 
@@ -63,7 +63,7 @@ def test_what_a_product_saves_is_what_its_backward_pass_needs(live):
 
 def test_autocast_keeps_a_low_precision_copy_of_a_weight(live):
     weight, x = torch.nn.Parameter(square()), square().requires_grad_()
-    live.set([weight], WEIGHTS)
+    live.set([x], INPUTS)
     live.enter_phase("forward", ACTIVATIONS)
     with torch.autocast("cpu", torch.bfloat16):
         y = x @ weight
