@@ -42,7 +42,7 @@ CONFIGS = {
                                shape(384, 20, 6, 4096), "+data.validation_batch_size=4"],
     "vocabulary, Muon, fp32": ["precision=32-true", "global_batch_size=8", shape(320, 4, 5, 65536),
                                "+data.validation_batch_size=32"],
-    "accumulated, AdamW, bf16-true": [*ADAMW, "precision=bf16-true", "global_batch_size=32",
+    "accumulated, AdamW, bf16-true": [*ADAMW, "precision=bf16-true", "global_batch_size=16",
                                       "cluster.micro_batch_size=8", shape(768, 8, 12, 16384, kv_heads=4),
                                       "+data.validation_batch_size=4"],
 }  # fmt: skip

@@ -132,7 +132,7 @@ def check(points: Sequence[Point]) -> None:
         )
 
 
-def jittered(start: Array, random: np.random.Generator, count: int = 3) -> Array:
+def jittered(start: Array, random: np.random.Generator, count: int = 1) -> Array:
     return start + random.normal(0, [1.0, 1.0, 0.2, 0.1, 0.1], (count, 5))
 
 
