@@ -92,8 +92,8 @@ def machine(cluster: dict[str, Any], precision: str, name: str | None, memory: f
 
 
 CPU_RESERVED, GPU_RESERVED = 0.8, 1.5
-"""GiB that a process holds for Python, torch and Lightning, and on a GPU for CUDA's context, cuBLAS and NCCL: stated, not
-measured."""
+"""GiB that a process holds for Python, torch and Lightning, and on a GPU for CUDA's context, cuBLAS and NCCL: stated,
+not measured."""
 
 
 def recognised(name: str) -> Gpu | None:
