@@ -23,6 +23,7 @@ STOREYS = [
         "functional",
         "schedules",
         "optimizers",
+        "diagnosis",
         "linear_cross_entropy",
         "progress",
         "signals",
