@@ -38,6 +38,8 @@ STOREYS = [
     {"callbacks", "placement", "acceleration"},
     {"train"},
     {"evaluation"},
+    {"planning"},
+    {"scaling"},
     {"report"},
     {"pipeline", "sweeps"},
     {"cluster"},

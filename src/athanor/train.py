@@ -140,6 +140,10 @@ def hush() -> None:
 
 def assemble(config: dict[str, Any]) -> tuple[Algorithm, Data]:
     """The algorithm with its model, optimizer and schedule, and the data module; nothing is trained yet."""
+    return make_algorithm(config), build(config["data"])
+
+
+def make_algorithm(config: dict[str, Any]) -> Algorithm:
     torch.manual_seed(config["seed"])  # initial weights
     model: nn.Module = build(config["model"])
     algorithm: Algorithm = build(
@@ -148,7 +152,7 @@ def assemble(config: dict[str, Any]) -> tuple[Algorithm, Data]:
         optimizer=build(config["optimizer"]),
         schedule=build(config["schedule"]),
     )
-    return algorithm, build(config["data"])
+    return algorithm
 
 
 def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
