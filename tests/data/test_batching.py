@@ -146,7 +146,11 @@ def test_packed_rows_lose_no_token_but_the_tail():
     everything = samples.batch(np.arange(len(samples)), np.arange(len(samples)), 0).tokens_BT.flatten()
     assert everything.tolist() == source.tokens[: len(everything)].tolist()
     assert len(source.tokens) - len(everything) <= 16
-    assert len(PackedRows(source, 16, limit=3)) == 3
+    few = PackedRows(source, 16, limit=3)
+    assert len(few) == 3
+    everything, some = (rows.batch(np.arange(len(rows)), np.arange(len(rows)), 1).tokens_BT for rows in (samples, few))
+    assert torch.equal(some, everything[[0, (len(samples) - 1) // 2, len(samples) - 1]]), "from all of the corpus"
+    assert few.weights(np.array([1])) == samples.weights(np.array([(len(samples) - 1) // 2]))
     assert len(PackedRows(source, 16, limit=10_000)) == len(samples)
 
 

@@ -112,7 +112,8 @@ class Data(LightningDataModule):
     Args of every data module:
         tokenizer: directory of a tokenizer run.
         validation_batch_size: samples of one validation batch on a device.
-        validation_samples: at most so many validation samples (the first ones; their order is fixed).
+        validation_samples: at most so many validation samples, always the same: of shards rows from all of the split,
+            of records the first ones.
     """
 
     plan: BatchPlan

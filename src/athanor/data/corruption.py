@@ -108,8 +108,8 @@ class HiddenRows:
 
     def documents(self, index: int) -> list[np.ndarray]:
         """The tokens of each document's part of a row."""
-        length, shards = self.rows.length, self.rows.shards
-        start, stop = index * length, (index + 1) * length
+        shards, start = self.rows.shards, int(self.rows.starts(np.array(index)))
+        stop = start + self.rows.length
         first, last = np.searchsorted(shards.offsets, (start, stop), "right")
         cuts = [start, *(int(offset) for offset in shards.offsets[first:last] if start < offset < stop), stop]
         return [shards.tokens[a:b].astype(np.int64) for a, b in pairwise(cuts)]
@@ -134,7 +134,7 @@ class MaskedRows(HiddenRows):
 
     def weights(self, indices: np.ndarray) -> int:
         if self.span is None:
-            tokens = self.rows.shards.tokens[indices[:, None] * self.rows.length + np.arange(self.rows.length)]
+            tokens = self.rows.shards.tokens[self.rows.starts(indices)[:, None] + np.arange(self.rows.length)]
             return sum(chosen_of(count, self.rate) for count in self.marks.text[tokens].sum(1).tolist())
         sizes = (len(self.text(tokens)) for index in indices for tokens in self.documents(index))
         return sum(span_counts(size, self.rate, self.span)[0] for size in sizes)

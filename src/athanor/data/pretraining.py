@@ -14,18 +14,27 @@ from athanor.errors import UserError
 
 
 class PackedRows:
-    """Row i holds tokens [i L, i L + L) and as labels the tokens one further on."""
+    """Row i holds tokens [i L, i L + L) and as labels the tokens one further on.
+
+    Args:
+        limit: so many rows at most, evenly spread over the corpus, whose sources lie one after another.
+    """
 
     def __init__(self, shards: Shards, length: int, limit: int | None = None):
         self.shards, self.length = shards, length
         rows = (len(shards.tokens) - 1) // length
-        self.rows = rows if limit is None else min(rows, limit)
+        spread = limit is not None and limit < rows
+        self.picked = np.linspace(0, rows - 1, num=limit or 0).astype(np.int64) if spread else None
+        self.count = rows if self.picked is None else len(self.picked)
 
     def __len__(self) -> int:
-        return self.rows
+        return self.count
+
+    def starts(self, indices: np.ndarray) -> np.ndarray:
+        return (indices if self.picked is None else self.picked[indices]) * self.length
 
     def weights(self, indices: np.ndarray) -> int:
-        starts = indices * self.length
+        starts = self.starts(indices)
         # a label is lost where the next token opens a document: offsets in (start, start + length]
         opened = np.searchsorted(self.shards.offsets, starts + self.length, "right") - np.searchsorted(
             self.shards.offsets, starts, "right"
@@ -33,7 +42,7 @@ class PackedRows:
         return int(len(indices) * self.length - opened.sum())
 
     def batch(self, indices: np.ndarray, places: np.ndarray, normalizer: int) -> PackedBatch:
-        where = indices[:, None] * self.length + np.arange(self.length + 1)
+        where = self.starts(indices)[:, None] + np.arange(self.length + 1)
         tokens = self.shards.tokens[where].astype(np.int64)
         documents = np.searchsorted(self.shards.offsets, where, "right") - 1
         starts = np.maximum(self.shards.offsets[documents], where[:, :1])
@@ -54,12 +63,14 @@ class PackedRows:
 
 
 class PretrainingData(Data):
-    """Token shards as packed rows.
+    """Token shards as packed rows. (Version 2 validates on rows from all of the split, not on its first ones.)
 
     Args:
         shards: directory of a shards run.
         sequence_length: tokens of a row.
     """
+
+    version = 2
 
     def __init__(
         self,
