@@ -1,11 +1,13 @@
-"""`athanor submit sweep` on a real SLURM: members that are killed, preempted, or fail; nothing is sent or done twice."""
+"""`athanor submit sweep` on a real SLURM: members are killed, preempted, or fail; nothing is sent or done twice."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from array_project import Bench
 from furnace_project import read_json
 from slurm_project import Cluster, wait_until
@@ -121,8 +123,6 @@ def guarded(bench: Bench, tmp_path: Path) -> dict[str, str]:
     folder.mkdir()
     (folder / "sbatch").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\necho 1\n")
     (folder / "sbatch").chmod(0o755)
-    import os
-
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
@@ -141,8 +141,6 @@ def test_a_broken_one_is_refused_before_sbatch(
     bench: Bench, guarded: dict[str, str], words: list[str], factors: dict | None, said: list[str]
 ) -> None:
     if factors:
-        import yaml
-
         path = bench.folder / "experiments/ablations/size.yaml"
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "factors": factors}))
     outcome = bench.submit(*words, **guarded)

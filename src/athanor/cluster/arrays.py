@@ -46,8 +46,9 @@ def prepare(name: str, overrides: Sequence[str], *, at_once: int | None = None, 
     Raises:
         UserError: a member cannot run, with the problems of all; the cluster is not one of SLURM; the budget is spent.
     """
-    if (at_once is not None and at_once < 1) or retries < 0:
-        raise UserError(f"--at-once {at_once} must be at least 1 and --retries {retries} at least 0")
+    for option, number, least in (("at-once", at_once, 1), ("retries", retries, 0)):
+        if number is not None and number < least:
+            raise UserError(f"--{option} {number} must be at least {least}")
     composed = ablation.load(name, overrides)
     composed.validate(_check_cluster)
     finished = [member for member in composed.members if store.is_finished(member.target)]

@@ -1,7 +1,8 @@
 """Sends experiments to SLURM, after looking for whatever would make them fail: better now than after hours in a queue.
 
 An experiment's `cluster` says what it needs of the machine; `cluster.slurm` (configs/cluster/NAME.yaml) what this
-cluster wants to hear. Both become flags of sbatch, and the script in slurm/ does the rest. Ablations: `arrays`.
+cluster wants to hear. Both become flags of sbatch, and the script in slurm/ does the rest. For ablations see
+`athanor.cluster.arrays`.
 """
 
 from __future__ import annotations
