@@ -69,8 +69,8 @@ class Bench(Furnace):
         path = self.folder / "executions"
         return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
-    def statuses(self) -> dict[int, str]:
-        out = self.run("sweep", "ablation=size", "--list", "--json").out
+    def statuses(self, *words: str) -> dict[int, str]:
+        out = self.run("sweep", "ablation=size", *words, "--list", "--json").out
         return {line["member"]: line["status"] for line in map(json.loads, out.splitlines())}
 
     def listed(self) -> list[dict[str, Any]]:
@@ -80,8 +80,3 @@ class Bench(Furnace):
         """SIGKILL to every process of an element's task."""
         for process in self.cluster.processes(self.cluster.job(element)["JobId"], rank=0):
             os.kill(process, signal.SIGKILL)
-
-    def waits(self, *numbers: str) -> bool:
-        """Whether the queue holds one of these jobs."""
-        return any(self.cluster.ask("squeue", "--noheader", "--states=all", "--format=%t", f"--jobs={number}").split()
-                   for number in numbers)  # fmt: skip
