@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,8 @@ def fit(
     stop: int | None = None,
     save: Path | None = None,
     resume: Path | None = None,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Sequence[Callback] = (),
+    detours: tuple[tuple[int, int], ...] = (),
 ) -> Metrics:
     """Trains with the trainer's own settings (`athanor.train.make_trainer`), without a run's files.
 
@@ -122,7 +123,7 @@ def fit(
         use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[*callbacks, *([StopAt(stop, save)] if stop and save else [])],
     )  # fmt: skip
-    plan = BatchPlan(seed, steps, batch, trainer.world_size, trainer.global_rank, micro)
+    plan = BatchPlan(seed, steps, batch, trainer.world_size, trainer.global_rank, micro, detours=detours)
     trainer.accumulate_grad_batches = plan.accumulation
     trainer.val_check_interval = (validate_every or steps) * plan.accumulation
     data.attach(plan, algorithm.model.context)  # type: ignore[arg-type]
@@ -130,7 +131,7 @@ def fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few batches, and of frozen modules in eval mode
         trainer.fit(algorithm, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
-    assert trainer.global_step == (stop or steps)
+    assert trainer.global_step == (stop or steps) or any(getattr(callback, "stopped", False) for callback in callbacks)
     return metrics
 
 

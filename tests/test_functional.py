@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from athanor import functional
 from athanor.batches import IGNORED
 from athanor.functional import (
     cross_entropy_sum,
@@ -118,3 +119,30 @@ def test_gae_with_lambda_one_returns_the_discounted_reward():
 def test_gae_refuses_discounts_outside_the_unit_interval(bad):
     with pytest.raises(ValueError, match="must lie in"):
         gae(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), **bad)
+
+
+@pytest.mark.parametrize("logits", [1, 3 * 11, 10**6])  # less than a row; three rows of a block; all at once
+def test_logps_by_blocks_are_those_of_whole_logits(monkeypatch, logits):
+    monkeypatch.setitem(functional.LOGITS, "cpu", logits)
+    torch.manual_seed(4)
+    hidden, weight = torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(11, 6, dtype=torch.float64)
+    labels = torch.randint(11, (2, 5))
+    labels[0, :2], labels[1, 4] = IGNORED, IGNORED
+    scale = torch.randn(2, 5)
+    found = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    widest = []
+
+    def to_logits(rows):
+        widest.append(len(rows))
+        return rows @ found[1].T
+
+    logps = functional.labelled_logps(found[0], labels, to_logits)
+    (logps * scale).sum().backward()
+    right = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    expected = (right[0] @ right[1].T).log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    expected = torch.where(labels == IGNORED, 0.0, expected)
+    (expected * scale).sum().backward()
+    torch.testing.assert_close(logps.double(), expected, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(found, right):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+    assert max(widest) <= max(1, logits // 11)

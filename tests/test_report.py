@@ -152,6 +152,31 @@ def test_every_text_of_a_run_is_escaped(tmp_path):
     assert Page(text).loads == []
 
 
+def test_what_the_curves_say_is_shown_with_what_to_try(tmp_path):
+    """A verdict each with its findings, escaped; nothing of runs that have none or too little to judge."""
+    runs = fabricated.demo(tmp_path)
+    evil = "<script>alert(1)</script>"
+    seen = {
+        "pretrain": ("overfit", [("Validation has risen.", "more data"), ("It jumps.", "")]),
+        "sft": ("healthy", [("The loss has come down.", "")]),
+        "dpo": (evil, [(evil, evil)]),
+        "reward": ("too early", [("Only 3 steps.", "")]),
+    }
+    for step, (verdict, findings) in seen.items():
+        described = [{"verdict": verdict, "says": says, "try": remedy} for says, remedy in findings]
+        (runs[step] / "diagnosis.json").write_text(json.dumps({"verdict": verdict, "findings": described}))
+    html = write(runs, tmp_path / "out").read_text("utf-8")
+    page = Page(html)
+    assert "What the curves say" in page.words
+    assert "Pretrained overfit. Validation has risen. Try: more data. It jumps." in page.text
+    assert "SFT healthy. The loss has come down." in page.text
+    assert f"DPO {evil}. {evil} Try: {evil}." in page.text
+    assert "<script>alert" not in html
+    assert "Only 3 steps" not in html
+    found = [story.diagnosis(run) for run in gather(runs).trained]
+    assert [one.tone for one in found if one] == ["bad", "good", "bad"]
+
+
 def test_chinese_is_marked_as_chinese(page):
     questions = {text: language for text, language in page.languages.items() if "加" in text and "等于多少" in text}
     assert questions

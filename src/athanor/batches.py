@@ -22,7 +22,7 @@ class PackedBatch(NamedTuple):
     """
 
     tokens_BT: Tensor
-    labels_BT: Tensor  # the next token of the same document, else IGNORED
+    labels_BT: Tensor  # the next token of the same document, else IGNORED; in rows for an encoder, what is hidden here
     documents_BT: Tensor
     positions_BT: Tensor  # 0 at the first token of each document's part
     normalizer: Tensor  # labels of the global batch
@@ -33,6 +33,20 @@ class SupervisedBatch(NamedTuple):
 
     tokens_BT: Tensor
     labels_BT: Tensor
+    normalizer: Tensor  # labels of the global batch
+
+
+class SourceBatch(NamedTuple):
+    """Sources for an encoder and the targets that answer them, padded on the right. Documents are numbered alike on
+    both sides; padding is of document -1.
+    """
+
+    sources_BS: Tensor
+    source_documents_BS: Tensor
+    source_positions_BS: Tensor
+    labels_BT: Tensor  # the targets; IGNORED in padding alone
+    documents_BT: Tensor
+    positions_BT: Tensor  # 0 at the first token of each target
     normalizer: Tensor  # labels of the global batch
 
 

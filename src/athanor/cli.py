@@ -21,12 +21,14 @@ VERBS = {
     "prepare": "make data: documents, tokenizers, shards, tasks",
     "train": "train a model",
     "evaluate": "measure a model",
+    "plan": "say what a training will need: parameters, memory, time",
     "pipeline": "run chained experiments and write their report",
     "sweep": "run the members of an ablation, or one of them",
     "submit": "send an experiment, a pipeline or an ablation to SLURM",
     "jobs": "list the jobs sent to SLURM, and how far their runs are",
     "cancel": "end jobs; a training saves itself first",
     "runs": "list the runs",
+    "scaling": "fit a scaling law to finished trainings",
     "lineage": "walk from a run back to its raw documents, looking at every file",
     "reproduce": "rerun a run and compare every output",
     "report": "write the page about a run or a pipeline",
@@ -83,11 +85,13 @@ def _dispatch(words: list[str]) -> int:
         raise UserError(f"there is no verb {verb!r}{catalog.suggest(verb, VERBS)}")
     action: dict[str, Callable[[list[str]], int]] = {
         "pipeline": _pipeline,
+        "plan": _plan,
         "sweep": _sweep,
         "submit": _submit,
         "jobs": _jobs,
         "cancel": _cancel,
         "runs": _runs,
+        "scaling": _scaling,
         "lineage": _lineage,
         "reproduce": _reproduce,
         "report": _report,
@@ -144,6 +148,38 @@ def _experiment(verb: str, words: list[str]) -> int:
     took = "already done" if done else clock(run.manifest["seconds"])
     print(f"{run.id}  {run.status}  {took}\n{_short(run.directory)}")
     _table([(metric, _number(value)) for metric, value in run.metrics.items()])
+    return 0
+
+
+def _plan(words: list[str]) -> int:
+    parser = _parser("plan", "experiment=NAME [cluster=NAME] [key=value ...]", experiments=True)
+    parser.listed = "train"
+    parser.add_argument(
+        "--device", metavar="NAME", help="such as h100, or cpu; default the cluster's or this machine's"
+    )
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of a device; default what is known of it")
+    parser.add_argument("--mfu", type=float, metavar="SHARE", help="of the device's peak; default 0.4, on a CPU 0.3")
+    parser.add_argument("--rate", type=float, metavar="TOKENS", help="tokens a second of a device, in place of --mfu")
+    parser.add_argument("--length", type=int, metavar="TOKENS", help="of a row; default the longest there may be")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_intermixed_args(words)
+    name, overrides = _chosen("train", options.overrides, verb="plan")
+
+    from athanor import config
+
+    experiment = config.load(name, overrides)
+
+    from athanor.planning import plan, show
+
+    wishes = plan.Wishes(options.mfu, options.device, options.memory, options.length, options.rate)
+    found = plan.plan(experiment, wishes)
+    if options.json:
+        print(show.as_json(found))
+        return 0
+
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(show.render(found))
     return 0
 
 
@@ -390,6 +426,36 @@ def _runs(words: list[str]) -> int:
     return 0
 
 
+def _scaling(words: list[str]) -> int:
+    parser = _parser("scaling", "RUN [...] | FILE.csv")
+    sources = f"a CSV file of parameters, tokens and loss, or runs: {RUN_HELP}; FOLDER/ for all trainings below"
+    parser.add_argument("sources", nargs="+", help=sources)
+    parser.add_argument("--compute", type=float, action="append", default=[], metavar="FLOPS", help="budgets to spend")
+    parser.add_argument("--samples", type=int, default=200, metavar="N", help="of the bootstrap; default 200")
+    parser.add_argument("-o", "--output", help="where to write the page; default: scaling.html in the folder of runs")
+    parser.add_argument("--json", action="store_true", help="print JSON and write no page")
+    options = parser.parse_args(words)
+    if options.samples < 20 or any(not 0 < budget < float("inf") for budget in options.compute):
+        raise UserError("--samples must be at least 20, and --compute positive")
+
+    from athanor.scaling import law, points, show
+
+    fitted = law.fit(points.read(options.sources), samples=options.samples)
+    if options.json:
+        print(show.as_json(fitted, options.compute))
+        return 0
+    _table(show.rows(fitted, options.compute))
+
+    import shlex
+    from pathlib import Path
+
+    from athanor.report import scaling as page
+
+    path = Path(options.output) if options.output else catalog.runs_root() / "scaling.html"
+    print(_short(page.write(fitted, options.compute, shlex.join(["athanor", "scaling", *words]), path)))
+    return 0
+
+
 def _lineage(words: list[str]) -> int:
     parser = _parser("lineage", "RUN")
     parser.add_argument("run", help=RUN_HELP)
@@ -533,18 +599,19 @@ def _execution_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="run though it is done already")
 
 
-def _chosen(verb: str, words: Sequence[str]) -> tuple[str, list[str]]:
-    """The experiment of a command line, of the right kind, and its overrides."""
+def _chosen(kind: str, words: Sequence[str], verb: str = "") -> tuple[str, list[str]]:
+    """The experiment of a command line, of the right kind, and its overrides. `verb`: default that of the kind."""
+    verb = verb or kind
     names = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     if len(names) != 1:
-        known = [entry.name for entry in catalog.entries(verb)]
+        known = [entry.name for entry in catalog.entries(kind)]
         bare = next((word for word in words if "=" not in word and word[0] not in "+~"), None)
         if not names and bare:
             near = bare if bare in known else f"{bare}` if you mean an experiment, or `key=value"
             raise UserError(f"{bare!r} is no override; write `experiment={near}`")
         said = "say one experiment, not several" if names else "say which experiment"
         raise UserError(f"{said}: `athanor {verb} experiment=NAME`; there are: {', '.join(known) or 'none'}")
-    catalog.find(names[0], verb)
+    catalog.find(names[0], kind)
     return names[0], [word for word in words if not word.startswith("experiment=")]
 
 

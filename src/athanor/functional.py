@@ -5,10 +5,12 @@ are the caller's, by the global count of valid terms.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from athanor.batches import IGNORED
 
@@ -55,10 +57,29 @@ def token_logps(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return logps.view_as(labels_BT)
 
 
+LOGITS = {"cpu": 2**24, "cuda": 2**27}
+"""Logits that may exist at once, by device."""
+
+
 def labelled_logps(hidden_BTD: Tensor, labels_BT: Tensor, to_logits: Callable[[Tensor], Tensor]) -> Tensor:
-    """As `token_logps`, from hidden states: logits [N, V] are made for the N labelled positions only."""
+    """As `token_logps`, from hidden states: logits [N, V] are made for the N labelled positions only, and where
+    these are many, for a block of them at a time, and again in the backward pass.
+    """
     mask_BT = labels_BT != IGNORED
-    logps_N = token_logps(to_logits(hidden_BTD[mask_BT]), labels_BT[mask_BT])
+    hidden_ND, labels_N = hidden_BTD[mask_BT], labels_BT[mask_BT]
+
+    def logps(hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
+        return token_logps(to_logits(hidden_ND), labels_N)
+
+    with torch.no_grad():
+        vocabulary = to_logits(hidden_ND[:0]).shape[-1]
+    block = max(1, LOGITS.get(hidden_ND.device.type, 2**27) // vocabulary)
+    if len(labels_N) <= block:
+        logps_N = logps(hidden_ND, labels_N)
+    else:
+        if torch.is_grad_enabled():
+            logps = partial(checkpoint, logps, use_reentrant=False, preserve_rng_state=False)
+        logps_N = torch.cat([logps(*parts) for parts in zip(hidden_ND.split(block), labels_N.split(block))])
     return torch.zeros(labels_BT.shape, device=logps_N.device).masked_scatter(mask_BT, logps_N)
 
 

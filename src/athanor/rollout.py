@@ -46,7 +46,7 @@ def sample(
     temperature: float = 0.0,
     uniforms_BN: Tensor | None = None,
 ) -> Responses:
-    """Continues left-padded prompts until `stop_id` or `max_new_tokens`.
+    """Continues left-padded prompts, or with an encoder-decoder answers them, until `stop_id` or `max_new_tokens`.
 
     Greedy at temperature 0. Otherwise token n of row b is the inverse cumulative distribution at `uniforms_BN[b, n]`,
     so a row's randomness does not depend on the rows beside it.
@@ -54,9 +54,17 @@ def sample(
     Raises:
         UserError: prompt and new tokens together exceed the model's context.
     """
+    if getattr(model, "form", "decoder") == "encoder":
+        raise UserError("An encoder fills in tokens and cannot say the next one; generate with a decoder.")
     rows, width = tokens_BP.shape
     longest, context = int(lengths_B.max()), int(model.context)  # type: ignore[arg-type]
-    if longest + max_new_tokens > context:
+    answers = getattr(model, "form", None) == "encoder-decoder"
+    if answers and max(longest, max_new_tokens) > context:
+        raise UserError(
+            f"A prompt of {longest} tokens or {max_new_tokens} new ones exceed the model's context of {context}; lower "
+            "max_new_tokens or drop long prompts."
+        )
+    if not answers and longest + max_new_tokens > context:
         raise UserError(
             f"A prompt of {longest} tokens plus {max_new_tokens} new ones exceeds the model's context of "
             f"{context}; lower max_new_tokens or drop long prompts."
@@ -68,8 +76,13 @@ def sample(
         uniforms_BN = uniforms_BN.to(device)
     was_training = model.training
     model.eval()
-    cache = model.new_cache(rows, width + max_new_tokens)  # type: ignore[operator]
     starts_B = width - lengths_B
+    if answers:  # the prompt is read whole, and the answer has a beginning of its own
+        columns = torch.arange(width, device=device)
+        cache = model.read(tokens_BP, columns[None] >= starts_B[:, None], 1 + max_new_tokens)  # type: ignore[operator]
+        tokens_BP, starts_B, width = torch.full_like(tokens_BP[:, :1], model.start), torch.zeros_like(starts_B), 1  # type: ignore[arg-type]
+    else:
+        cache = model.new_cache(rows, width + max_new_tokens)  # type: ignore[operator]
     columns = torch.arange(width + max_new_tokens, device=device)
     seen_BS = columns[None] >= starts_B[:, None]
     mask = torch.tril(torch.ones(width, width, dtype=torch.bool, device=device)) & seen_BS[:, None, None, :width]

@@ -56,6 +56,7 @@ def train(
     schedule: Node,
     strategy: str | dict[str, Any],
     checkpoint: dict[str, Any],
+    callbacks: dict[str, Node] = {},  # noqa: B006
 ) -> None:
     """The science of a training run, its strategy and its checkpoints.
 
@@ -64,6 +65,7 @@ def train(
         global_batch_size: sequences in one optimizer step, over all devices and accumulated micro-batches.
         gradient_clip: largest global L2 norm of the gradient; null for none.
         strategy: a name that Lightning knows, or a `_target_` node.
+        callbacks: what changes a training besides (averages, a guard, early stopping), each under a name of its own.
     """
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from torch import nn
@@ -20,10 +20,14 @@ from torch import nn
 from athanor import models
 from athanor.acceleration import accelerate
 from athanor.algorithms.base import Algorithm
+from athanor.callbacks.averaging import AveragedIterates, ExponentialAverage
 from athanor.callbacks.checkpoints import Checkpoints, newest
+from athanor.callbacks.diagnosis import Diagnosis
+from athanor.callbacks.guard import Guard, RolledBack
 from athanor.callbacks.preemption import Preemption
 from athanor.callbacks.run_files import RunLogger, forget_after
 from athanor.callbacks.samples import Samples
+from athanor.callbacks.stopping import EarlyStopping
 from athanor.callbacks.throughput import Throughput
 from athanor.config import Experiment, build
 from athanor.data.base import BatchPlan, Data
@@ -42,10 +46,28 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
     Raises:
         UserError: whatever a user can mend, before the first step: data, sizes, devices, checkpoints.
     """
+    check(experiment.config)
+    hush()
+    detours: tuple[tuple[int, int], ...] = ()
+    while True:
+        try:
+            return attempt(experiment, run, detours)
+        except RolledBack as spike:
+            detours = spike.detours
+
+
+def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, int], ...]) -> dict[str, float]:
+    """Trains from the newest sound checkpoint to the end.
+
+    Args:
+        detours: past data, of `BatchPlan`.
+
+    Raises:
+        UserError: as `fit`.
+        RolledBack: the training is to go on from the newest checkpoint, by other detours.
+    """
     config = experiment.config
     cluster = config["cluster"]
-    check(config)
-    hush()
     if cluster["threads"]:
         torch.set_num_threads(cluster["threads"])
     try:
@@ -55,7 +77,7 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
     plan = BatchPlan(
         seed=config["seed"], max_steps=config["max_steps"], global_batch_size=config["global_batch_size"],
         world_size=trainer.world_size, rank=trainer.global_rank,
-        micro_batch_size=cluster["micro_batch_size"], num_workers=cluster["num_workers"],
+        micro_batch_size=cluster["micro_batch_size"], num_workers=cluster["num_workers"], detours=detours,
     )  # fmt: skip
     plan.check()
     trainer.accumulate_grad_batches = plan.accumulation
@@ -63,10 +85,11 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
 
     algorithm, data = assemble(config)
     data.attach(plan, algorithm.model.context)  # type: ignore[arg-type]
-    if data.tokenizer.vocabulary_size > algorithm.model.vocabulary_size:  # type: ignore[operator]
+    if data.vocabulary_size > algorithm.model.vocabulary_size:  # type: ignore[operator]
         raise UserError(
-            f"The tokenizer has {data.tokenizer.vocabulary_size} pieces but the model only "
-            f"{algorithm.model.vocabulary_size}; set model.vocabulary_size={data.tokenizer.vocabulary_size}."
+            f"The tokenizer has {data.tokenizer.vocabulary_size} pieces"
+            f"{' and the data sentinels besides' * (data.vocabulary_size > data.tokenizer.vocabulary_size)} but the "
+            f"model only {algorithm.model.vocabulary_size}; set model.vocabulary_size={data.vocabulary_size}."
         )
     algorithm.seed, algorithm.log_every = config["seed"], config["logger"]["every_n_steps"]
     tokens = config["global_batch_size"] * data.typical_length * config["max_steps"]
@@ -81,7 +104,7 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
             forget_after(run.directory / name, step)
     started = time.perf_counter()
     trainer.fit(algorithm, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
-    if trainer.global_step < config["max_steps"]:
+    if trainer.global_step < config["max_steps"] and not stopped_early(trainer):
         raise KeyboardInterrupt  # Lightning swallows the signal and returns
     algorithm.report({"train/seconds": time.perf_counter() - started})
     finish(trainer, algorithm, data, run)
@@ -117,6 +140,10 @@ def hush() -> None:
 
 def assemble(config: dict[str, Any]) -> tuple[Algorithm, Data]:
     """The algorithm with its model, optimizer and schedule, and the data module; nothing is trained yet."""
+    return make_algorithm(config), build(config["data"])
+
+
+def make_algorithm(config: dict[str, Any]) -> Algorithm:
     torch.manual_seed(config["seed"])  # initial weights
     model: nn.Module = build(config["model"])
     algorithm: Algorithm = build(
@@ -125,7 +152,7 @@ def assemble(config: dict[str, Any]) -> tuple[Algorithm, Data]:
         optimizer=build(config["optimizer"]),
         schedule=build(config["schedule"]),
     )
-    return algorithm, build(config["data"])
+    return algorithm
 
 
 def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
@@ -133,6 +160,9 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     strategy = config["strategy"]
     devices, environment = placement(cluster)
     checkpoints = Checkpoints(run.directory / "checkpoints", keep["every_n_steps"], keep["keep"])
+    chosen: list[Callback] = [build(node) for node in config.get("callbacks", {}).values()]
+    guards = [callback for callback in chosen if isinstance(callback, Guard)]
+    averages = [callback for callback in chosen if isinstance(callback, ExponentialAverage)]
     trainer = Trainer(
         accelerator=cluster["accelerator"],
         devices=devices,
@@ -150,9 +180,14 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
         enable_model_summary=False,
         logger=loggers(experiment, run),
         plugins=environment,
-        callbacks=[
+        callbacks=[  # what judges a step, what sees the weights that are validated, what puts them there, what saves
             Throughput(run.progress),
+            *(guards or [Guard()]),
             Samples(run.directory / "samples.jsonl"),
+            *(callback for callback in chosen if callback not in (*guards, *averages)),
+            *averages,
+            AveragedIterates(),
+            Diagnosis(run.directory),
             checkpoints,
             Preemption(checkpoints, run.directory),
         ],
@@ -161,6 +196,10 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     # Lightning's own handlers broadcast, save and requeue from within the signal; ours take note (`athanor.signals`).
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def stopped_early(trainer: Trainer) -> bool:
+    return any(callback.stopped for callback in trainer.callbacks if isinstance(callback, EarlyStopping))  # type: ignore[attr-defined]
 
 
 def loggers(experiment: Experiment, run: RunContext) -> list[Logger]:

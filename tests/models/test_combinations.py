@@ -18,7 +18,7 @@ from athanor.models.moe import MixtureOfExperts
 from athanor.models.norms import Norm
 from athanor.models.parts import node
 from athanor.models.patterns import Blocks, Full, Strided, Window
-from athanor.models.positions import ALiBi, Learned, NoPositions, Rotary, Sinusoidal
+from athanor.models.positions import ALiBi, Learned, NoPositions, Relative, Rotary, Sinusoidal
 from athanor.models.scaling import Linear, Llama3, NTKAware, YaRN
 from athanor.models.transformer import Transformer
 from athanor.rollout import pad_left, sample
@@ -30,6 +30,7 @@ OPTIONS = {
         Rotary(), Rotary(theta=100.0, share=0.67), Rotary(scaling=Linear(2.0)), Rotary(scaling=NTKAware(4.0)),
         Rotary(scaling=YaRN(4.0, original_context=16, beta_fast=4.0)),
         Rotary(scaling=Llama3(8.0, original_context=8)), Learned(), Sinusoidal(), ALiBi(), NoPositions(),
+        Relative(8, 20),
     ],
     "kind": ["rms", "layer", "layer with bias"],
     "placement": ["pre", "post", "sandwich"],
@@ -42,6 +43,7 @@ OPTIONS = {
     "bias": [False, True],
     "out_bias": [False, True],
     "softcap": [None, 2.0],
+    "scale": [None, 0.7],
     "feedforward": [
         None, FeedForward("geglu", bias=True), FeedForward("gelu_tanh", bias=True, hidden=12), FeedForward("relu2"),
         MixtureOfExperts(4, 2), MixtureOfExperts(3, 3, hidden=7, gate="sigmoid", shared=1, balance_over="batch"),
@@ -81,7 +83,7 @@ def arguments_of(choice: dict) -> dict:
     given = {name: OPTIONS[name][index] for name, index in choice.items()}
     kind = given.pop("kind")
     norm = Norm(kind.split()[0], kind.endswith("bias"), given.pop("placement"), given.pop("queries_and_keys"))
-    attention = Attention(*(given.pop(name) for name in ("patterns", "bias", "out_bias", "softcap")))
+    attention = Attention(*(given.pop(name) for name in ("patterns", "bias", "out_bias", "softcap", "scale")))
     heads, kv_heads, head_width = given.pop("heads")
     return {**SHAPE, "heads": heads, "kv_heads": kv_heads, "head_width": head_width, "norm": norm,
             "attention": attention, **given}  # fmt: skip
@@ -95,10 +97,10 @@ def arguments(request) -> dict:
     return arguments_of(request.param)
 
 
-def make(arguments: dict) -> Transformer:
+def make(arguments: dict, kind: type = Transformer) -> Transformer:
     """In float64, with weights so large that every token matters to every later one that sees it."""
     torch.manual_seed(3)
-    model = Transformer(**arguments).double().eval()
+    model = kind(**arguments).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 0.3 / parameter.std() if parameter.ndim > 1 else 1
@@ -195,7 +197,7 @@ def test_sizes_by_hand(arguments):
             total, active = total + one, active + one
     table = 31 * width
     rest = 2 * shared + (norm.placement != "post") * norm_size(width)
-    places = 64 * width if isinstance(arguments["positions"], Learned) else 0
+    places = {Learned: 64 * width, Relative: 8 * heads}.get(type(arguments["positions"]), 0)
     tables = table * (1 if arguments["tie_embeddings"] else 2) + places
     assert sum(p.numel() for p in model.parameters()) == total + rest + tables
     assert model.active_parameters == active + rest + tables
@@ -283,6 +285,9 @@ def test_what_a_pattern_sees_by_hand(pattern, seen):
         (lambda: {"attention": Attention(patterns=[Window(0)])}, "Window.size=0"),
         (lambda: {"attention": Attention(patterns=[Blocks(4, 5)])}, "Blocks.summary=5 must lie between 1 and size=4"),
         (lambda: {"attention": Attention(softcap=0.0)}, "model.attention.softcap=0.0"),
+        (lambda: {"attention": Attention(scale=0.0)}, "model.attention.scale=0.0"),
+        (lambda: {"positions": Relative(30)}, "model.positions.buckets=30 must be a multiple of 4"),
+        (lambda: {"positions": Relative(32, 16)}, "model.positions.farthest=16 must exceed half"),
         (lambda: {"feedforward": MixtureOfExperts(4, 5)}, "top_k=5 exceeds model.feedforward.experts=4"),
         (lambda: {"feedforward": [FeedForward()] * 4}, "model.feedforward has 4 entries, which must divide"),
         (lambda: {"feedforward": []}, "model.feedforward has 0 entries"),

@@ -27,7 +27,7 @@ def mask_of(kind, rows, heads, tokens):
 
 
 @pytest.mark.parametrize("kind", ["causal", "documents", "bias"])
-@pytest.mark.parametrize("tokens", [7, 256, 300])  # below a block, one, and one and a bit
+@pytest.mark.parametrize("tokens", [7, 128, 300])  # below a block, one, and two and a bit
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
 def test_value_and_gradients(kind, tokens, heads, kv_heads):
     mine = inputs(2, heads, kv_heads, tokens)
@@ -40,11 +40,14 @@ def test_value_and_gradients(kind, tokens, heads, kv_heads):
     )
     (expected * weight.float()).sum().backward()
     assert cpu_attention.serves(mine[0], 0.0) != cpu_attention.TILES
-    out = cpu_attention.attend(*mine, mask, 0.3)
-    (out * weight).sum().backward()
-    for found, right in [(out, expected), *((a.grad, b.grad) for a, b in zip(mine, exact))]:
-        assert found.dtype == torch.bfloat16
-        assert (found.float() - right).norm() < 0.01 * right.norm()
+    for ordered in (False, True):
+        for part in mine:
+            part.grad = None
+        out = cpu_attention.attend(*mine, mask, 0.3, ordered)
+        (out * weight).sum().backward()
+        for found, right in [(out, expected), *((a.grad, b.grad) for a, b in zip(mine, exact))]:
+            assert found.dtype == torch.bfloat16
+            assert (found.float() - right).norm() < 0.01 * right.norm()
 
 
 def test_the_future_is_not_seen():

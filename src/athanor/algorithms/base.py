@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from athanor.functional import labelled_logps
-from athanor.models import require_language_model, require_reward_model
+from athanor.models import require_form, require_language_model, require_reward_model
 from athanor.models.transformer import routing_metrics
-from athanor.schedules import Schedule
+from athanor.schedules import Schedule, bind
 
 TOKEN_FIELDS = ("tokens_BT", "chosen_BT", "rejected_BT")
 
@@ -34,7 +34,7 @@ class Algorithm(LightningModule):
     `seed` and `log_every` are set by `athanor.train`.
     """
 
-    trains: Literal["language model", "reward model"] = "language model"
+    trains: Literal["language model", "reward model", "encoder", "encoder-decoder"] = "language model"
     fixed_shapes = False  # whether all batches of training are of one shape
 
     def __init__(
@@ -44,14 +44,21 @@ class Algorithm(LightningModule):
         schedule: Callable[..., Schedule],
     ):
         super().__init__()
-        (require_reward_model if self.trains == "reward model" else require_language_model)(model, "model")
+        if self.trains == "language model":
+            require_language_model(model, "model")
+        elif self.trains == "reward model":
+            require_reward_model(model, "model")
+        else:
+            require_form(model, self.trains, "model")
         self.model = model
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.seed, self.log_every = 0, 10
         self.grad_norm: Tensor | None = None
+        self.watch: Callable[[Optimizer, Tensor, Tensor], None] | None = None  # loss, gradient norm, before the step
         self.rate = 0.0
         self.batch_ended = 0.0  # when the last micro-batch and its callbacks were through
         self.frozen: list[str] = []
+        self.unsaved: list[str] = []
         self.last_report: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._step_of_sums = -1
@@ -98,8 +105,13 @@ class Algorithm(LightningModule):
         )
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_factor", 1.0) * group.get("width_factor", 1.0)
-        schedule = LambdaLR(optimizer, self.make_schedule(max_steps=self.trainer.max_steps))
+        schedule = LambdaLR(optimizer, bind(self.make_schedule, self.trainer.max_steps, self.tokens_per_step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def tokens_per_step(self) -> int | None:
+        """Tokens of a global batch; None where samples are of different lengths."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.sample_tokens and data.plan.global_batch_size * data.sample_tokens
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -112,10 +124,17 @@ class Algorithm(LightningModule):
             for prefix, _ in self.parts()
         ]
         self.grad_norm = norms[0]
+        if self.watch is not None:
+            whole = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+            self.watch(optimizer, self._sums["loss"], whole)
 
-    def add_frozen(self, name: str, model: nn.Module) -> None:
-        """Adds a model that is used but never trained: eval mode always, no gradients, not in checkpoints."""
+    def add_frozen(self, name: str, model: nn.Module, *, saved: bool = False) -> None:
+        """Adds a model that is used but never trained: eval mode always, no gradients, not in checkpoints unless
+        `saved`.
+        """
         self.frozen.append(name)
+        if not saved:
+            self.unsaved.append(name)
         self.add_module(name, model.requires_grad_(False).eval())
 
     def train(self, mode: bool = True) -> "Algorithm":
@@ -127,17 +146,17 @@ class Algorithm(LightningModule):
     # --- state ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        prefixes = tuple(f"{name}." for name in self.frozen)
+        prefixes = tuple(f"{name}." for name in self.unsaved)
         if prefixes:
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(prefixes)}
             self.strict_loading = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own = {k for k in self.state_dict() if not k.startswith(tuple(f"{name}." for name in self.frozen))}
+        own = {k for k in self.state_dict() if not k.startswith(tuple(f"{name}." for name in self.unsaved))}
         missing = own - set(checkpoint["state_dict"])
         assert not missing, f"the checkpoint lacks {sorted(missing)[:3]}"
-        self.strict_loading = not self.frozen
+        self.strict_loading = not self.unsaved
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout's randomness is a function of (seed, micro-batch, rank), so nothing about it needs to be

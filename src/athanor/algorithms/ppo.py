@@ -17,6 +17,7 @@ be sampled a step early.)
 """
 
 import math
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -126,9 +127,6 @@ class PPO(Algorithm):
         whiten_rewards: bool = False,
         unfinished_penalty: float = 1.0,
     ):
-        from athanor.corpus.tokenizer import Tokenizer
-        from athanor.data.chat import END
-
         super().__init__(model, optimizer, schedule)
         require_language_model(reference, "algorithm.reference")
         require_reward_model(reward, "algorithm.reward")
@@ -140,8 +138,7 @@ class PPO(Algorithm):
         self.add_frozen("reference", reference)
         self.add_frozen("reward", reward)
         self.value = value.as_critic().train()  # type: ignore[operator]
-        text = Tokenizer(tokenizer)
-        self.stop_id, self.pad_id = text.special[END], text.pad_id
+        self.tokenizer = tokenizer
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.kl_in = kl_in
         self.kl_control, self.kl_target, self.kl_horizon = kl_control, kl_target, kl_horizon
@@ -158,6 +155,22 @@ class PPO(Algorithm):
 
     def parts(self) -> list[tuple[str, float]]:
         return [("model.", 1.0), ("value.", self.value_lr_factor)]
+
+    @cached_property
+    def text(self) -> Any:
+        from athanor.corpus.tokenizer import Tokenizer
+
+        return Tokenizer(self.tokenizer)
+
+    @cached_property
+    def stop_id(self) -> int:
+        from athanor.data.chat import END
+
+        return self.text.special[END]
+
+    @property
+    def pad_id(self) -> int:
+        return self.text.pad_id
 
     # --- collecting -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from lightning import Callback, Trainer
 from athanor.algorithms.base import Algorithm
 from athanor.data.base import Data
 from athanor.data.chat import END
+from athanor.models import generates
 from athanor.rollout import generate
 
 
@@ -19,7 +20,7 @@ class Samples(Callback):
 
     def on_validation_end(self, trainer: Trainer, algorithm: Algorithm) -> None:  # type: ignore[override]
         data: Data = trainer.datamodule  # type: ignore[attr-defined]
-        if not (trainer.is_global_zero and self.count and hasattr(algorithm.model, "logits")):
+        if not (trainer.is_global_zero and self.count and generates(algorithm.model)):
             return
         room = int(algorithm.model.context) - self.max_new_tokens  # type: ignore[arg-type]
         prompts = [p for p in data.validation.prompts(self.count) if 0 < len(p) <= room]

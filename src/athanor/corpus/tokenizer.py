@@ -86,12 +86,12 @@ class Tokenizer:
         return batch
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """Bytes that are not UTF-8 become U+FFFD.
+        """Bytes that are not UTF-8 become U+FFFD; ids beyond the vocabulary, as a model may have, are left out.
 
         Args:
             special: write the chat roles out; otherwise they, like padding and the ends of sequences, are left out.
         """
-        ids = [int(index) for index in ids]
+        ids = [index for index in map(int, ids) if index < self.vocabulary_size]
         if not special:
             return self.processor.decode(ids)
         names = {index: piece for piece, index in self.special.items()}

@@ -55,7 +55,7 @@ class Stream(Dataset):
     def __getitem__(self, m: int) -> Any:
         plan = self.plan
         step, part = divmod(m, plan.accumulation)
-        first = step * plan.global_batch_size
+        first = plan.place(step)
         indices = order(plan.seed, len(self.samples), first, first + plan.global_batch_size)
         begin = plan.rank * plan.per_rank + part * plan.micro
         mine = slice(begin, begin + plan.micro)
@@ -145,9 +145,19 @@ class Data(LightningDataModule):
         """Called where the validation split is empty."""
 
     @property
+    def vocabulary_size(self) -> int:
+        """The model must have so many ids at least."""
+        return self.tokenizer.vocabulary_size
+
+    @property
     def typical_length(self) -> int:
         """Tokens of a sequence, for the arithmetic of attention."""
         return 128
+
+    @property
+    def sample_tokens(self) -> int | None:
+        """Tokens of every sample; None where they differ."""
+        return None
 
     def train_dataloader(self) -> DataLoader:
         accumulation = self.plan.accumulation

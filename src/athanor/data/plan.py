@@ -15,6 +15,7 @@ class BatchPlan(NamedTuple):
     rank: int = 0
     micro_batch_size: int | None = None
     num_workers: int = 0
+    detours: tuple[tuple[int, int], ...] = ()  # from a step on, so many steps of data are passed over
 
     @property
     def per_rank(self) -> int:
@@ -27,6 +28,10 @@ class BatchPlan(NamedTuple):
     @property
     def accumulation(self) -> int:
         return self.per_rank // self.micro
+
+    def place(self, step: int) -> int:
+        """Of the run's first sample of a step, in the order of samples."""
+        return (step + sum(by for start, by in self.detours if step >= start)) * self.global_batch_size
 
     def check(self) -> None:
         """Raises UserError, naming the nearest global batch sizes that do divide."""

@@ -76,6 +76,10 @@ class PretrainingData(Data):
     def typical_length(self) -> int:
         return self.sequence_length
 
+    @property
+    def sample_tokens(self) -> int:
+        return self.sequence_length
+
     def open(self, split: Split, context: int) -> PackedRows:
         if self.sequence_length > context:
             raise UserError(

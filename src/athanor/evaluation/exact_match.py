@@ -24,7 +24,7 @@ class ExactMatch:
         self.files, self.max_new_tokens, self.questions, self.samples = files, max_new_tokens, questions, samples
 
     def __call__(self, subject: Subject) -> Outcome:
-        subject.require_language_model("exact match")
+        subject.require_language_model("exact match", ("decoder", "encoder-decoder"))
         records = spread(list(read_records(self.files)), self.questions)
         for where, record in records:
             if not isinstance(record.get("answer"), (str, int, float)):

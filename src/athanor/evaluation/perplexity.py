@@ -38,8 +38,8 @@ class Perplexity:
         if not 0 <= self.overlap <= subject.context // 2:
             raise UserError(f"overlap={self.overlap} of perplexity must lie between 0 and half of {subject.context}")
         shards = Shards(self.shards, "validation")
-        self._check_tokenizer(subject, shards.vocabulary_size)
-        chosen = self._chosen(shards)
+        require_tokenizer_of(self.shards, shards.vocabulary_size, subject)
+        chosen = chosen_documents(shards, self.documents)
         if not chosen:
             raise UserError(f"{self.shards} has no validation documents; raise validation_fraction of its experiment")
         rows: list[list[int]] = []
@@ -80,24 +80,28 @@ class Perplexity:
             ]
         )
 
-    def _chosen(self, shards: Shards) -> list[int]:
-        chosen: list[int] = []
-        for language in range(len(shards.languages)):
-            every = np.flatnonzero(shards.info["language"] == language)
-            count = len(every) if self.documents is None else min(self.documents, len(every))
-            chosen += every[np.arange(count) * len(every) // max(count, 1)].tolist()
-        return sorted(chosen)
 
-    def _check_tokenizer(self, subject: Subject, vocabulary_size: int) -> None:
-        given = open_run(self.shards).manifest.get("inputs", {}).get("tokenizer", {})
-        theirs = None
-        if given.get("kind") == "run" and given.get("directory"):
-            theirs = open_run(given["directory"]).manifest["outputs"].get("tokenizer.model", {}).get("sha256")
-        if vocabulary_size != subject.tokenizer.vocabulary_size or (theirs and theirs != subject.tokenizer_hash):
-            raise UserError(
-                f"the shards {self.shards} were written with another tokenizer than that of {subject.name}; "
-                "evaluate on shards of the same documents written with the model's tokenizer"
-            )
+def chosen_documents(shards: Shards, documents: int | None) -> list[int]:
+    """At most so many of each language, evenly spread; in order."""
+    chosen: list[int] = []
+    for language in range(len(shards.languages)):
+        every = np.flatnonzero(shards.info["language"] == language)
+        count = len(every) if documents is None else min(documents, len(every))
+        chosen += every[np.arange(count) * len(every) // max(count, 1)].tolist()
+    return sorted(chosen)
+
+
+def require_tokenizer_of(shards: str, vocabulary_size: int, subject: Subject) -> None:
+    """Raises UserError where the shards were written in other tokens than the model reads."""
+    given = open_run(shards).manifest.get("inputs", {}).get("tokenizer", {})
+    theirs = None
+    if given.get("kind") == "run" and given.get("directory"):
+        theirs = open_run(given["directory"]).manifest["outputs"].get("tokenizer.model", {}).get("sha256")
+    if vocabulary_size != subject.tokenizer.vocabulary_size or (theirs and theirs != subject.tokenizer_hash):
+        raise UserError(
+            f"the shards {shards} were written with another tokenizer than that of {subject.name}; "
+            "evaluate on shards of the same documents written with the model's tokenizer"
+        )
 
 
 def windows(length: int, context: int, overlap: int) -> list[tuple[int, int, int]]:

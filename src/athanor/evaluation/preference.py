@@ -45,6 +45,8 @@ class Preference:
         labels = [side[1] for sides in encoded for side in sides]
         starts = [int((label != IGNORED).argmax()) + 1 for label in labels]
         judge = hasattr(subject.model, "reward")
+        if not judge:
+            subject.require_language_model("a ranking by the likelihoods of whole conversations")
         scores = rewards(subject.model, rows, starts, subject) if judge else answer_logps(subject, rows, labels)
         lengths = [float((label != IGNORED).sum()) for label in labels]
         name = "preference_accuracy" if judge else "implicit_preference_accuracy"

@@ -9,6 +9,7 @@ from athanor.data.chat import END
 from athanor.data.records import fit_lengths
 from athanor.errors import UserError
 from athanor.functional import token_logps
+from athanor.models import FORMS, form_of
 from athanor.rollout import generate
 from athanor.runs.store import open_run
 from athanor.train import load_model
@@ -41,10 +42,16 @@ class Subject:
     def context(self) -> int:
         return int(self.model.context)  # type: ignore[arg-type]
 
-    def require_language_model(self, task: str) -> None:
-        if not hasattr(self.model, "logits"):
+    def require_language_model(self, task: str, forms: Sequence[str] = ("decoder",)) -> None:
+        """Raises UserError unless the model is of one of the forms, for a task so called."""
+        if (own := form_of(self.model)) == "reward model":
             raise UserError(
                 f"{self.name} is a reward model and cannot do {task}; leave that task out or name a language model"
+            )
+        if own not in forms:
+            raise UserError(
+                f"{self.name} is {FORMS[own]}, and cannot do {task}; leave that task out or name a run that is "
+                f"{' or '.join(FORMS[form].partition(',')[0] for form in forms)}"
             )
 
     def require_tokenizer_of(self, run: str, what: str) -> None:

@@ -53,11 +53,39 @@ def load(run: str, dropout: float | None = None) -> nn.Module:
     return model.eval()
 
 
-def require_language_model(model: nn.Module, what: str) -> None:
-    """Raises UserError if the model, which is `what` of the config, does not predict tokens."""
-    if not hasattr(model, "logits"):
+FORMS = {
+    "decoder": "a decoder, which goes on with what it has read",
+    "encoder": "an encoder, which fills in tokens and cannot say the next one",
+    "encoder-decoder": "an encoder-decoder, which reads a prompt apart from its answer",
+    "reward model": "a reward model, which gives scores",
+}
+
+
+def form_of(model: nn.Module) -> str:
+    """A key of `FORMS`."""
+    return str(model.form) if hasattr(model, "logits") else "reward model"
+
+
+def generates(model: nn.Module) -> bool:
+    return form_of(model) in ("decoder", "encoder-decoder")
+
+
+def require_form(model: nn.Module, form: str, what: str) -> None:
+    """Raises UserError if the model, which is `what` of the config, is not of the form."""
+    if (own := form_of(model)) != form:
         name = getattr(model, "source", type(model).__name__)
-        raise UserError(f"{name} is no language model, as {what} must be; name a run of pretraining, SFT, DPO or PPO.")
+        must = FORMS[form].partition(",")[0]
+        raise UserError(f"{name} is {FORMS[own]}; {what} must be {must} here.")
+
+
+def require_language_model(model: nn.Module, what: str) -> None:
+    """Raises UserError if the model, which is `what` of the config, does not predict the next token."""
+    if (own := form_of(model)) != "decoder":
+        name = getattr(model, "source", type(model).__name__)
+        raise UserError(
+            f"{name} is {FORMS[own]}, and no language model, as {what} must be; name a run of pretraining, SFT, DPO or "
+            "PPO."
+        )
 
 
 def require_reward_model(model: nn.Module, what: str) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from athanor.models import cpu_attention
+from athanor.models.cpu_attention import Bias
 from athanor.models.norms import Norm
 from athanor.models.parts import Sizes, require
 from athanor.models.patterns import Full, Pattern
@@ -28,14 +29,17 @@ class Attention:
         bias: of the projections to queries, keys and values.
         out_bias: of the projection back to the width.
         softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv:2408.00118, section 2).
+        scale: factor on the scores; default 1/sqrt(C), unless the initialisation says otherwise. T5 has 1.
     """
 
     patterns: Sequence[Pattern] = ()
     bias: bool = False
     out_bias: bool = False
     softcap: float | None = None
+    scale: float | None = None
 
     def __post_init__(self) -> None:
+        require(self.scale is None or self.scale > 0, f"model.attention.scale={self.scale} must be positive or null")
         require(
             self.softcap is None or self.softcap > 0, f"model.attention.softcap={self.softcap} must be positive or null"
         )
@@ -92,25 +96,29 @@ class KeyValueCache:
 class SelfAttention(nn.Module):
     """
     Args:
-        scale: of the scores; default 1/sqrt(C).
+        scale: of the scores, where the settings have none; default 1/sqrt(C).
     """
 
     def __init__(self, sizes: Sizes, settings: Attention, norm: Norm, dropout: float, scale: float | None = None):
         super().__init__()
         self.heads, self.kv_heads, self.channels = sizes.heads, sizes.kv_heads, sizes.channels
-        self.dropout, self.softcap, self.scale = dropout, settings.softcap, scale
-        self.qkv = nn.Linear(sizes.width, (self.heads + 2 * self.kv_heads) * self.channels, bias=settings.bias)
+        self.dropout, self.softcap = dropout, settings.softcap
+        self.scale = scale if settings.scale is None else settings.scale
+        self.add_projections(sizes.width, settings.bias)
         self.out = nn.Linear(self.heads * self.channels, sizes.width, bias=settings.out_bias)
         if norm.queries_and_keys:
             self.query_norm = norm.module(self.channels, sizes.norm_eps)
             self.key_norm = norm.module(self.channels, sizes.norm_eps)
         self.normed = norm.queries_and_keys
 
+    def add_projections(self, width: int, bias: bool) -> None:
+        self.qkv = nn.Linear(width, (self.heads + 2 * self.kv_heads) * self.channels, bias=bias)
+
     def forward(
         self,
         x_BTD: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        mask: Tensor | Bias | None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
@@ -127,25 +135,35 @@ class SelfAttention(nn.Module):
         query_BHTC, key_BKSC, value_BKSC = (x.transpose(1, 2) for x in (query_BTHC, key_BTKC, value_BTKC))
         if cache is not None:
             key_BKSC, value_BKSC = cache.append(layer, key_BKSC, value_BKSC)
+        return self.attended(query_BHTC, key_BKSC, value_BKSC, mask, causal=mask is None and tokens > 1)
+
+    def attended(
+        self, query_BHTC: Tensor, key_BKSC: Tensor, value_BKSC: Tensor, mask: Tensor | Bias | None, causal: bool
+    ) -> Tensor:
+        """[B, T, D]."""
+        ordered = False
+        if isinstance(mask, Bias):
+            mask, ordered = mask
         attend = F.scaled_dot_product_attention if self.softcap is None else self.capped
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query_BHTC.dtype)
         dropout = self.dropout if self.training else 0.0
-        if self.softcap is None and cpu_attention.serves(query_BHTC, dropout):
+        plain = causal if mask is None else not mask.requires_grad  # else a learned bias would get no gradient
+        if plain and self.softcap is None and cpu_attention.serves(query_BHTC, dropout):
             scale = 1 / math.sqrt(self.channels) if self.scale is None else self.scale
-            out_BHTC = cpu_attention.attend(query_BHTC, key_BKSC, value_BKSC, mask, scale)
-            return self.out(out_BHTC.transpose(1, 2).reshape(rows, tokens, -1))
+            out_BHTC = cpu_attention.attend(query_BHTC, key_BKSC, value_BKSC, mask, scale, ordered)
+            return self.out(out_BHTC.transpose(1, 2).flatten(2))
         out_BHTC = attend(
             query_BHTC,
             key_BKSC,
             value_BKSC,
             attn_mask=mask,
-            is_causal=mask is None and tokens > 1,
+            is_causal=causal,
             dropout_p=dropout,
             scale=self.scale,
             enable_gqa=self.heads != self.kv_heads,
         )
-        return self.out(out_BHTC.transpose(1, 2).reshape(rows, tokens, -1))
+        return self.out(out_BHTC.transpose(1, 2).flatten(2))
 
     def capped(
         self,

@@ -5,12 +5,12 @@ weights exist for one block at a time. Scores are rounded to bfloat16 and normal
 Shapes: B rows, H query heads, K key-value heads, G = H / K queries a key, T queries, S keys, C channels of a head.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-BLOCK = 256
+BLOCK = 128
 """Queries of a block."""
 TILES = torch.cpu._is_amx_tile_supported()
 
@@ -27,14 +27,25 @@ def serves(query_BHTC: Tensor, dropout: float) -> bool:
     )
 
 
-def attend(query_BHTC: Tensor, key_BKSC: Tensor, value_BKSC: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+class Bias(NamedTuple):
+    """What is added to the scores, and whether it keeps every query from later keys (S == T), as causality does."""
+
+    values: Tensor
+    ordered: bool
+
+
+def attend(
+    query_BHTC: Tensor, key_BKSC: Tensor, value_BKSC: Tensor, mask: Tensor | None, scale: float, ordered: bool = False
+) -> Tensor:
     """[B, H, T, C], as torch's scaled_dot_product_attention.
 
     Args:
         mask: broadcastable to [B, H, T, S]; bool, true where attention is allowed, or added to the scores. None is
             causal, and then S == T.
+        ordered: the mask keeps every query from later keys, which are then not looked at.
     """
-    return BlockAttention.apply(query_BHTC, key_BKSC, value_BKSC, None if mask is None else additive(mask), scale)
+    bias = None if mask is None else additive(mask)
+    return BlockAttention.apply(query_BHTC, key_BKSC, value_BKSC, bias, scale, ordered or mask is None)
 
 
 def additive(mask: Tensor) -> Tensor:
@@ -48,15 +59,21 @@ def additive(mask: Tensor) -> Tensor:
 class BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query_BHTC: Tensor, key_BKSC: Tensor, value_BKSC: Tensor, mask: Tensor | None, scale: float
+        ctx: Any,
+        query_BHTC: Tensor,
+        key_BKSC: Tensor,
+        value_BKSC: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        ordered: bool,
     ) -> Tensor:
-        ctx.scale = scale
+        ctx.scale, ctx.ordered = scale, ordered
         ctx.save_for_backward(query_BHTC, key_BKSC, value_BKSC, mask)
         with torch.autocast("cpu", enabled=False):
             query, key, value = folded(query_BHTC, key_BKSC, value_BKSC)
             out = torch.empty_like(query)
             for start in range(0, query.shape[2], BLOCK):
-                block, keys, weights = weighed(query, key, start, mask, scale, key_BKSC.shape)
+                block, keys, weights = weighed(query, key, start, mask, scale, ordered, key_BKSC.shape)
                 out[:, :, start : start + BLOCK] = (weights @ value[:, :keys]).view(block.shape)
         return out.view(query_BHTC.shape)
 
@@ -69,7 +86,7 @@ class BlockAttention(torch.autograd.Function):
             dquery = torch.empty_like(query)
             dkey, dvalue = torch.zeros_like(key, dtype=torch.float32), torch.zeros_like(value, dtype=torch.float32)
             for start in range(0, query.shape[2], BLOCK):
-                block, keys, weights = weighed(query, key, start, mask, ctx.scale, key_BKSC.shape)
+                block, keys, weights = weighed(query, key, start, mask, ctx.scale, ctx.ordered, key_BKSC.shape)
                 own = grad[:, :, start : start + BLOCK].flatten(1, 2)
                 dvalue[:, :keys] += weights.mT @ own
                 dscores = torch._softmax_backward_data(own @ value[:, :keys].mT, weights, -1, weights.dtype)
@@ -77,7 +94,7 @@ class BlockAttention(torch.autograd.Function):
                 dquery[:, :, start : start + BLOCK] = (dscores @ key[:, :keys]).view(block.shape)
                 dkey[:, :keys] += dscores.mT @ block.flatten(1, 2)
         dkey, dvalue = dkey.to(key.dtype).view(key_BKSC.shape), dvalue.to(value.dtype).view(value_BKSC.shape)
-        return dquery.view(query_BHTC.shape), dkey, dvalue, None, None
+        return dquery.view(query_BHTC.shape), dkey, dvalue, None, None, None
 
 
 def folded(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,19 +104,19 @@ def folded(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def weighed(
-    query: Tensor, key: Tensor, start: int, mask: Tensor | None, scale: float, shape: torch.Size
+    query: Tensor, key: Tensor, start: int, mask: Tensor | None, scale: float, ordered: bool, shape: torch.Size
 ) -> tuple[Tensor, int, Tensor]:
     """Of the block of queries that begins at `start`: itself [B K, G, t, C], the number of keys that it may see, and
     its weights on them [B K, G t, S].
     """
     block = query[:, :, start : start + BLOCK]
     stop = start + block.shape[2]
-    keys = stop if mask is None else key.shape[1]
+    keys = stop if ordered else key.shape[1]
     scores = block.flatten(1, 2) @ key[:, :keys].mT
     if mask is None:
         least = torch.finfo(scores.dtype).min
         bias = torch.full((stop - start, keys), least, dtype=scores.dtype).triu_(start + 1)
     else:
-        bias = mask[:, :, start:stop].unflatten(1, (shape[1] if mask.shape[1] > 1 else 1, -1)).to(scores.dtype)
+        bias = mask[:, :, start:stop, :keys].unflatten(1, (shape[1] if mask.shape[1] > 1 else 1, -1)).to(scores.dtype)
     spread = scores.view(*shape[:2], -1, stop - start, keys)
     return block, keys, torch.softmax(torch.add(bias, spread, alpha=scale), -1).view(scores.shape)

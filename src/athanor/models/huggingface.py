@@ -130,7 +130,9 @@ def export(
         shard_bytes: the most in one file.
     """
     if not description["_target_"].endswith(".Transformer"):
-        raise UserError("only a language model can be exported, not a reward model.")
+        kind = description["_target_"].rpartition(".")[2]
+        name = {"Encoder": "an encoder", "EncoderDecoder": "an encoder-decoder"}.get(kind, "a reward model")
+        raise UserError(f"only a language model that is a decoder can be exported, not {name}.")
     with torch.device("meta"):
         model: Transformer = instantiate(description, _convert_="all")
     name, config = family_of(model, family)

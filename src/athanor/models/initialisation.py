@@ -49,7 +49,7 @@ def role_of(name: str, parameter: Tensor) -> str:
     """embedding, output, end (of a residual branch), router, hidden, or vector."""
     if parameter.ndim < 2:
         return "vector"
-    parts = name.removesuffix(".weight").split(".")
+    parts = name.removeprefix("encoder.").removesuffix(".weight").split(".")
     if len(parts) == 1:
         return "output" if parts[0] == "output" else "embedding"
     return {"out": "end", "router": "router"}.get(parts[-1], "hidden")
@@ -61,7 +61,7 @@ def matrices(name: str, weight: Tensor, sizes: Sizes) -> Iterator[Tensor]:
         if name.endswith("qkv.weight"):
             keys = sizes.kv_heads * sizes.channels
             yield from whole.split([sizes.heads * sizes.channels, keys, keys])
-        elif name.endswith("gate_up.weight"):
+        elif name.endswith(("gate_up.weight", "key_value.weight")):
             yield from whole.chunk(2)
         else:
             yield whole

@@ -1,8 +1,8 @@
-"""How a model knows the order of its tokens: rotary, learned, sinusoidal, ALiBi, or not at all.
+"""How a model knows the order of its tokens: rotary, learned, sinusoidal, ALiBi, relative buckets, or not at all.
 
 Each kind gives one of three things: a rotation of queries and keys, a module whose output is added to the embeddings,
-or a bias on the attention scores. Rotation tables are computed from the positions at each call, so no module owns a
-buffer that a meta-device or sharded initialisation could leave unset.
+or a bias on the attention scores, computed or learned. Rotation tables are computed from the positions at each call, so
+no module owns a buffer that a meta-device or sharded initialisation could leave unset.
 
 Shapes: B rows, T tokens, S keys, H heads, C channels of a head, D width.
 """
@@ -32,6 +32,10 @@ class Positions:
         return None
 
     biased = False
+
+    def bias_module(self, sizes: Sizes, both_ways: bool) -> nn.Module | None:
+        """In place of `bias` where it is learned: from queries_BT and keys_BS, the positions, to [B, H, T, S]."""
+        return None
 
     def bias(self, queries_BT: Tensor, keys_BS: Tensor, heads: int) -> Tensor:
         """What is added to the scores, float32 [B, H, T, S], where `biased`."""
@@ -134,7 +138,7 @@ class ALiBi(Positions):
 
     def bias(self, queries_BT: Tensor, keys_BS: Tensor, heads: int) -> Tensor:
         slopes_H = torch.tensor(slopes(heads), device=keys_BS.device)
-        distance_BTS = (queries_BT[:, :, None] - keys_BS[:, None, :]).float()
+        distance_BTS = (queries_BT[:, :, None] - keys_BS[:, None, :]).abs().float()
         return -slopes_H[:, None, None] * distance_BTS[:, None]
 
 
@@ -145,6 +149,60 @@ def slopes(heads: int) -> list[float]:
     below = 2 ** int(math.log2(heads))
     own = [2 ** (-8 * (i + 1) / below) for i in range(below)]
     return own + [2 ** (-4 * (i + 1) / below) for i in range(0, 2 * (heads - below), 2)]
+
+
+@dataclass(frozen=True)
+class Relative(Positions):
+    """Relative position buckets of T5 (Raffel et al. 2020, arXiv:1910.10683, section 2.1): each head learns a number
+    for each bucket of distances, which all layers add to their scores. Half of the buckets hold one distance each, the
+    rest grow logarithmically; where a token sees later ones, half of all are for these.
+
+    Args:
+        farthest: all distances from here on share a bucket.
+    """
+
+    buckets: int = 32
+    farthest: int = 128
+    biased = True
+
+    def __post_init__(self) -> None:
+        require(
+            self.buckets >= 4 and self.buckets % 4 == 0,
+            f"model.positions.buckets={self.buckets} must be a multiple of 4",
+        )
+        require(
+            self.farthest > self.buckets // 2,
+            f"model.positions.farthest={self.farthest} must exceed half of model.positions.buckets={self.buckets}",
+        )
+
+    def bias_module(self, sizes: Sizes, both_ways: bool) -> nn.Module:
+        return Buckets(self, sizes.heads, both_ways)
+
+
+class Buckets(nn.Embedding):
+    def __init__(self, settings: Relative, heads: int, both_ways: bool):
+        super().__init__(settings.buckets, heads)
+        self.settings, self.both_ways = settings, both_ways
+
+    def forward(self, queries_BT: Tensor, keys_BS: Tensor) -> Tensor:  # type: ignore[override]
+        after_BTS = keys_BS[:, None, :] - queries_BT[:, :, None]
+        buckets_BTS = bucket_of(after_BTS, self.settings.buckets, self.settings.farthest, self.both_ways)
+        return super().forward(buckets_BTS).permute(0, 3, 1, 2).float()
+
+
+def bucket_of(after: Tensor, buckets: int, farthest: int, both_ways: bool) -> Tensor:
+    """int64, of how far a key stands after its query (negative: before); later keys share bucket 0 unless
+    `both_ways`.
+    """
+    first = torch.zeros_like(after)
+    if both_ways:
+        buckets //= 2
+        first = (after > 0) * buckets
+    distance = after.abs() if both_ways else (-after).clamp(min=0)
+    exact = buckets // 2
+    share = torch.log(distance.clamp(min=1).float() / exact) / math.log(farthest / exact)
+    far = exact + (share * (buckets - exact)).long()
+    return first + torch.where(distance < exact, distance, far.clamp(max=buckets - 1))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from athanor.linear_cross_entropy import linear_cross_entropy
 from athanor.models.attention import Attention, KeyValueCache, SelfAttention, in_turn, packed_mask
-from athanor.models.cpu_attention import additive
+from athanor.models.cpu_attention import Bias, additive
 from athanor.models.dropout import Dropout, drop_rows
 from athanor.models.feedforward import FeedForward, default_hidden
 from athanor.models.initialisation import Initialisation, ScaledNormal, role_of
@@ -63,21 +63,28 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
+        mask: Tensor | Bias | None,
         cache: KeyValueCache | None,
         layer: int,
         valid_BT: Tensor | None = None,
+        source: Any = None,
     ) -> tuple[Tensor, Routing | None]:
         """The next states, and of a routed layer in training what its routing was."""
         before = self.placement != "post"
         branch = self.attention(self.attention_norm(x_BTD) if before else x_BTD, rotation, mask, cache, layer)
         x_BTD = self.join(x_BTD, branch, "attention")
+        if source is not None:
+            x_BTD = self.between(x_BTD, layer, source)
         branch, routing = self.feedforward_norm(x_BTD) if before else x_BTD, None
         if self.routed:
             branch, routing = self.feedforward(branch, valid_BT)
         else:
             branch = self.feedforward(branch)
         return self.join(x_BTD, branch, "feedforward"), routing
+
+    def between(self, x_BTD: Tensor, layer: int, source: Any) -> Tensor:
+        """What a block does with a source between its two branches."""
+        raise NotImplementedError
 
     def join(self, x_BTD: Tensor, branch_BTD: Tensor, name: str) -> Tensor:
         if self.placement == "sandwich":
@@ -92,6 +99,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Predicts the next token.
 
+    `form` is what `athanor.models.require_form` asks for; `block` what the layers are made of; `both_ways` whether a
+    token sees later ones.
+
     Args:
         context: the most tokens a sequence may have; longer input raises ValueError.
         hidden: feed-forward channels; default 4 widths, where there is a gate 8/3 rounded up to a multiple of 32.
@@ -105,6 +115,10 @@ class Transformer(nn.Module):
         logit_softcap: logits become softcap * tanh(logits / softcap).
         initialisation: default that of GPT-2.
     """
+
+    form = "decoder"
+    block: type[Block] = Block
+    both_ways = False
 
     def __init__(
         self,
@@ -186,10 +200,11 @@ class Transformer(nn.Module):
         self.embedding_scale = math.sqrt(width) if scale_embeddings else 1.0
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.position_embedding = positions.module(sizes)
+        self.position_bias = positions.bias_module(sizes, self.both_ways)
         self.dropout = nn.Dropout(drop.embedding)
         scale = initialisation.attention_scale(sizes)
         self.blocks = nn.ModuleList(
-            Block(sizes, attention, kind, norm, drop, scale, drop.depth * (layer + 1) / layers)
+            self.block(sizes, attention, kind, norm, drop, scale, drop.depth * (layer + 1) / layers)
             for layer, kind in enumerate(feedforwards)
         )
         self.norm = nn.Identity() if norm.placement == "post" else norm.module(width, norm_eps)
@@ -239,6 +254,7 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
         valid_BT: Tensor | None = None,
+        source: Any = None,
     ) -> Tensor:
         """Final normalised states, [B, T, D]. Without `documents_BT` and `mask`, attention is causal over the whole
         row.
@@ -249,6 +265,7 @@ class Transformer(nn.Module):
             mask: bool [B, 1, T, S], true where attention is allowed; replaces causality.
             cache: keys and values of earlier tokens; extended in place.
             valid_BT: bool; tokens that count in the routers' losses and load. Default all.
+            source: what blocks that read more than their own row are given (`athanor.models.encoder_decoder`).
         """
         start = cache.length if cache is not None else 0
         tokens = tokens_BT.shape[1]
@@ -257,12 +274,13 @@ class Transformer(nn.Module):
             if start + tokens > self.context:
                 raise ValueError(f"a sequence of {start + tokens} tokens exceeds the model's context of {self.context}")
             positions_BT = torch.arange(start, start + tokens, device=tokens_BT.device)[None]
+        ordered = mask is None and cache is None and not self.both_ways
         if documents_BT is not None:
             mask = packed_mask(documents_BT)
         elif mask is None and start and tokens > 1:  # SDPA's is_causal counts from the first key, not from the last
             mask = torch.ones(tokens, start + tokens, dtype=torch.bool, device=tokens_BT.device).tril(start)
         keys_BS = cache.place(positions_BT) if cache is not None else positions_BT
-        masks = [self.narrowed(mask, pattern, positions_BT, keys_BS, reach) for pattern in self.distinct]
+        allowed = [self.narrowed(mask, pattern, positions_BT, keys_BS, reach) for pattern in self.distinct]
 
         x_BTD = self.embedding(tokens_BT)
         if self.embedding_scale != 1:
@@ -272,15 +290,17 @@ class Transformer(nn.Module):
         x_BTD = self.dropout(x_BTD)
         dtype = computing_dtype(x_BTD)
         turn = self.positions.rotation(positions_BT, self.sizes.channels, dtype)
+        masks: list[Tensor | Bias | None] = [*allowed]
         if x_BTD.device.type == "cpu" and dtype == torch.bfloat16:
-            masks = [None if mask is None else additive(mask) for mask in masks]
+            masks = [None if mask is None else Bias(additive(mask), ordered) for mask in allowed]
         routings: dict[int, Routing] = {}
+        besides = () if source is None else (source,)
         for layer, block in enumerate(self.blocks):
             # Only training has the one shape that compiling pays for.
             step = block if self.training and cache is None else block._call_impl
             if self.recompute and self.training and torch.is_grad_enabled():
                 step = partial(checkpoint, step, **self.recompute)
-            x_BTD, routing = step(x_BTD, turn, masks[self.pattern_of[layer]], cache, layer, valid_BT)
+            x_BTD, routing = step(x_BTD, turn, masks[self.pattern_of[layer]], cache, layer, valid_BT, *besides)
             if routing is not None:
                 routings[layer] = routing
         if cache is not None:
@@ -308,6 +328,8 @@ class Transformer(nn.Module):
             mask = torch.ones(queries_BT.shape[1], keys_BS.shape[1], dtype=torch.bool, device=keys_BS.device).tril(
                 keys_BS.shape[1] - queries_BT.shape[1]
             )
+        if self.position_bias is not None:
+            return self.position_bias(queries_BT, keys_BS).masked_fill(~mask, -torch.inf)
         return self.positions.bias(queries_BT, keys_BS, self.sizes.heads).masked_fill(~mask, -torch.inf)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -381,8 +403,8 @@ class Transformer(nn.Module):
         experts that it goes to and of the positions that it sees.
         """
         tables = (self.output is not None) * self.embedding.weight.numel()
-        if self.position_embedding is not None:
-            tables += sum(p.numel() for p in self.position_embedding.parameters())
+        for module in (self.position_embedding, self.position_bias):
+            tables += sum(p.numel() for p in module.parameters()) if module is not None else 0
         seen = sum(pattern.pairs(tokens) for pattern in self.patterns) / tokens
         return 6.0 * (self.active_parameters - tables) + 12.0 * self.sizes.heads * self.sizes.channels * seen
 

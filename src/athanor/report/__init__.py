@@ -67,6 +67,7 @@ def _context(gathered: Gathered) -> dict[str, Any]:
         "samples": samples,
         "losses": [(run, panel) for run in trained if (panel := curves.loss_panel(run))],
         "panels": [(run, panel) for run in trained for panel in curves.panels(run)],
+        "diagnoses": [(run, seen) for run in trained if (seen := story.diagnosis(run))],
         "others": [(run, made) for run in trained if (made := curves.others(run))],
         "cleaned": [(run, found) for run in gathered.runs if (found := facts.cleaning_of(run))],
         "tokenizers": [(run, found) for run in gathered.of("tokenizer") if (found := run.read("tokenizer.json"))],

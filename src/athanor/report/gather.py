@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from athanor.errors import UserError
+from athanor.runs.context import curves
 from athanor.runs.run import Run
 
 ROLES = {
@@ -145,15 +146,7 @@ class RunView:
     @cached_property
     def metrics(self) -> dict[str, Series]:
         """Logged metric -> (steps, values), steps rising; a step logged again after a resume keeps its last value."""
-        found: dict[str, dict[int, float]] = {}
-        for event in self.lines("metrics.jsonl"):
-            if not isinstance(event.get("step"), int):
-                continue
-            for name, value in event.items():
-                usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-                if name not in ("step", "time", "epoch") and usable:
-                    found.setdefault(name, {})[event["step"]] = float(value)
-        return {name: ([*sorted(at)], [at[step] for step in sorted(at)]) for name, at in found.items()}
+        return curves(self.lines("metrics.jsonl"))
 
     @cached_property
     def times(self) -> dict[int, float]:

@@ -153,6 +153,22 @@ def findings(gathered: Gathered, policies: list[RunView]) -> list[Finding]:
     return found
 
 
+class Diagnosis(NamedTuple):
+    verdict: str
+    tone: str  # as of a Finding
+    findings: list[tuple[str, str]]  # what is seen, what to try
+
+
+def diagnosis(run: RunView) -> Diagnosis | None:
+    """What the run's diagnosis.json says; None where it has none, or says too little to judge."""
+    read = run.read("diagnosis.json")
+    if not isinstance(read, dict) or read.get("verdict") in (None, "too early"):
+        return None
+    verdict = str(read["verdict"])
+    found = [(str(f.get("says", "")), str(f.get("try", ""))) for f in read.get("findings") or []]
+    return Diagnosis(verdict, {"healthy": "good", "underfit": "plain"}.get(verdict, "bad"), found)
+
+
 def _phrase(run: RunView, capital: bool = False) -> str:
     if run.label != "Pretrained":
         return run.label

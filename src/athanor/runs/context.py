@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from athanor.progress import Progress
 from athanor.runs.files import PARTIAL
@@ -58,6 +59,21 @@ class RunContext:
             path.replace(final)
         finally:
             path.unlink(missing_ok=True)
+
+
+def curves(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float]]]:
+    """Logged metric -> (steps, values), steps rising, from the events of metrics.jsonl. A step logged again after a
+    resume keeps its last value; what is no finite number is left out.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for event in events:
+        if not isinstance(event.get("step"), int):
+            continue
+        for name, value in event.items():
+            usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if name not in ("step", "time", "epoch") and usable:
+                found.setdefault(name, {})[event["step"]] = float(value)
+    return {name: ([*sorted(at)], [at[step] for step in sorted(at)]) for name, at in found.items()}
 
 
 def write_table(directory: Path) -> None:

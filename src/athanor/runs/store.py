@@ -36,7 +36,8 @@ __all__ = ["Run", "RunFailedError", "execute", "is_finished", "list_runs", "open
 
 FORMAT = 1
 LOG = "log.txt"
-RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, "reproduce.json", slurm.CLAIM}
+RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, slurm.CLAIM}
+RECORDS |= {"reproduce.json", "diagnosis.json"}  # what is said of the outputs
 FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # kept, but no outputs
 
 
@@ -55,7 +56,7 @@ def execute(
 
     Raises:
         UserError: the config is wrong, an input is not finished, another process is at it, a finished run is damaged,
-            or the job refuses what it was given; then nothing half-written stays, but for a training's checkpoints.
+            or the job refuses what it was given; then nothing stays, but of a training that had begun.
         RunFailedError: any other exception of the job; its traceback is in the run's log.txt.
         KeyboardInterrupt, SystemExit: the run says interrupted.
     """
@@ -202,7 +203,8 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool) -> Run:
     except BaseException as error:
         for path in directory.rglob(f"*{PARTIAL}"):
             path.unlink(missing_ok=True)
-        if isinstance(error, UserError) and not any((directory / "checkpoints").glob("*")):
+        trained = experiment.kind == "train" and (directory / METRICS).exists()
+        if isinstance(error, UserError) and not trained and not any((directory / "checkpoints").glob("*")):
             _remove(directory)
             raise
         manifest["error"] = f"{type(error).__name__}: {error}"

@@ -1,0 +1,1 @@
+"""Scaling laws: how the loss of finished trainings follows from parameters and tokens."""
