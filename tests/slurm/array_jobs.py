@@ -23,7 +23,7 @@ class Data:
 
 
 class Walk:
-    """Loss = size + seed / 10 + what the data say. `steps/<size>-<seed>` says where it is, `raise/` whether it fails."""
+    """Loss = size + seed / 10 + what the data say. `steps/<size>-<seed>` says how far it is; `raise/` if it fails."""
 
     def __init__(self, seed: int, size: float, data: str, steps: int = 40, pause: float = 0.1) -> None:
         self.seed, self.size, self.data, self.steps, self.pause = seed, size, data, steps, pause
