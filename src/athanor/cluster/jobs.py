@@ -141,8 +141,10 @@ def _recorded(root: Path) -> Iterator[Job]:
         for attempt in run.manifest.get("attempts", ()):
             if (slurm := attempt.get("slurm")) and slurm["job"] not in seen:
                 seen.add(slurm["job"])
-                own = {"name": run.name, "fingerprint": run.fingerprint, "makes": [run.directory]}
-                yield Job(slurm["job"], "", directory=run.directory, submitted=attempt["started"], **own)
+                yield Job(
+                    slurm["job"], "", run.name, run.fingerprint, run.directory, makes=[run.directory],
+                    submitted=attempt["started"],
+                )  # fmt: skip
 
 
 def _of_record(record: dict[str, Any]) -> Iterator[Job]:
@@ -158,7 +160,7 @@ def _of_record(record: dict[str, Any]) -> Iterator[Job]:
             state="",
             name=one["name"],
             fingerprint=one["fingerprint"],
-            directory=(begun or makes or [None])[-1 if begun else 0],
+            directory=begun[-1] if begun else makes[0] if makes else None,
             makes=makes,
             ablation=record.get("ablation", ""),
             member=f"{number}: {one['title']}" if number else "",
