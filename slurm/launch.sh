@@ -1,5 +1,5 @@
-# What the scripts of this folder share: `launch VERB WORDS...` makes the environment, starts one task a device, and puts
-# the job back into the queue if it was told to stop before it was done.
+# What the scripts of this folder share: `launch VERB WORDS...` makes the environment, starts one task a device, starts
+# them again if one was killed, and puts the job back into the queue if it was told to stop before it was done.
 #
 # `athanor submit` sets these from configs/cluster/NAME.yaml; by hand all of them may be left out:
 #   ATHANOR_CODE         folder of the code that runs; else the one that sbatch was called in
@@ -8,9 +8,19 @@
 #   ATHANOR_ENVIRONMENT  file to source, such as a virtual environment's bin/activate
 #   ATHANOR_CONTAINER    image: FILE.sif for apptainer, any other for pyxis
 #   ATHANOR_REQUEUES     how often the job may go back into the queue
+#   ATHANOR_RETRIES      how often tasks that a signal killed (for want of memory, say) begin again; else never
+
+# Of an array's element: its SLURM_JOB_ID would not do, for the last one's is also the whole array's.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+
+still_runs() { # whether the job still runs here: it is not being cancelled, and has not been restarted elsewhere
+    local shown
+    shown=$(scontrol show job "$job") && [[ $shown == *JobState=RUNNING* && $shown == *Restarts="${SLURM_RESTART_COUNT:-0} "* ]]
+}
 
 launch() {
-    local code=${ATHANOR_CODE:-$SLURM_SUBMIT_DIR} python=python flags=() inside=() status job
+    local code=${ATHANOR_CODE:-$SLURM_SUBMIT_DIR} python=python flags=() inside=() status deaths=0
     [ ! -x .venv/bin/python ] || python=$PWD/.venv/bin/python
     export PYTHONPATH=$code/src${PYTHONPATH:+:$PYTHONPATH}
     [ -z "${ATHANOR_MODULES:-}" ] || module load $ATHANOR_MODULES || exit 2
@@ -24,19 +34,22 @@ launch() {
 
     # A task that ends takes the others with it after a minute, not at once: they may be ending too. Until Python handles
     # the two signals they are ignored, for they would kill it.
-    srun --kill-on-bad-exit=0 --wait=60 "${flags[@]}" bash -c 'trap "" USR1 TERM; exec "$@"' athanor \
-        "${inside[@]}" "${ATHANOR_PYTHON:-$python}" -m athanor "$@"
-    status=$?
+    while true; do
+        srun --kill-on-bad-exit=0 --wait=60 "${flags[@]}" bash -c 'trap "" USR1 TERM; exec "$@"' athanor \
+            "${inside[@]}" "${ATHANOR_PYTHON:-$python}" -m athanor "$@"
+        status=$?
+        [ $status -gt 128 ] && [ $status != 143 ] && [ $deaths -lt "${ATHANOR_RETRIES:-0}" ] && still_runs || break
+        echo "athanor: killed by signal $((status - 128)); going on ($((++deaths)) of $ATHANOR_RETRIES)" >&2
+    done
     [ $status = 75 ] || exit $status
 
     # Told to stop, and saved. Requeuing would bring a cancelled job back, or disturb a restart of this one elsewhere.
-    job=$(scontrol show job "$SLURM_JOB_ID") || exit $status
-    if [[ $job != *JobState=RUNNING* || $job != *Restarts="${SLURM_RESTART_COUNT:-0} "* ]]; then
+    if ! still_runs; then
         exit $status
     elif [ "${SLURM_RESTART_COUNT:-0}" -ge "${ATHANOR_REQUEUES:-50}" ]; then
         echo "athanor: this job has been restarted ${SLURM_RESTART_COUNT:-0} times, as often as it may (cluster.slurm.requeues);" \
             "submit it again, and it goes on where it is" >&2
-    elif scontrol requeue "$SLURM_JOB_ID"; then
+    elif scontrol requeue "$job"; then
         echo "athanor: back in the queue" >&2
     else
         echo "athanor: this cluster does not requeue jobs; submit it again, and it goes on where it is" >&2

@@ -24,7 +24,7 @@ VERBS = {
     "plan": "say what a training will need: parameters, memory, time",
     "pipeline": "run chained experiments and write their report",
     "sweep": "run the members of an ablation, or one of them",
-    "submit": "send an experiment or a pipeline to SLURM",
+    "submit": "send an experiment, a pipeline or an ablation to SLURM",
     "jobs": "list the jobs sent to SLURM, and how far their runs are",
     "cancel": "end jobs; a training saves itself first",
     "runs": "list the runs",
@@ -97,7 +97,8 @@ def _dispatch(words: list[str]) -> int:
         "report": _report,
         "export": _export,
     }
-    with signals.handled(note=verb == "train"):
+    training = verb == "train" or (verb == "sweep" and any(word.startswith("member=") for word in words))
+    with signals.handled(note=training or "--inputs" in words):
         return action[verb](words) if verb in action else _experiment(verb, words)
 
 
@@ -264,7 +265,7 @@ def _sweep(words: list[str]) -> int:
         print(f"failed: {member.number}, {member.title}; {_short(composed.directory / 'log' / f'{member.number}.txt')}")
     if ending.left:
         print(f"not begun: {len(ending.left)}; {ending.reason}")
-    print(f"report: {composed.command.replace('sweep', 'report', 1)}")
+    print(f"report: {composed.report_command}")
     return 0 if done == len(composed) else 1
 
 
@@ -283,11 +284,18 @@ def _members(composed: Ablation, as_json: bool) -> None:
 
 
 def _submit(words: list[str]) -> int:
-    parser = _parser("submit", "VERB experiment=NAME cluster=NAME [key=value ...]")
-    parser.add_argument("verb", choices=("prepare", "train", "evaluate", "pipeline"))
+    usage = "VERB experiment=NAME cluster=NAME [key=value ...] | sweep ablation=NAME cluster=NAME [--at-once N] [...]"
+    parser = _parser("submit", usage)
+    parser.add_argument("verb", choices=("prepare", "train", "evaluate", "pipeline", "sweep"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for that verb")
     parser.add_argument("--print", action="store_true", dest="show", help="check, show the calls of sbatch, and stop")
+    parser.add_argument("--at-once", type=int, metavar="N", help="sweep: the most members that run at a time")
+    parser.add_argument("--retries", type=int, metavar="N", help="sweep: for a member that fails or dies; default 1")
     options = parser.parse_intermixed_args(words)
+    if options.verb == "sweep":
+        return _submit_sweep(options)
+    if options.at_once is not None or options.retries is not None:
+        raise UserError("--at-once and --retries are for `athanor submit sweep`")
     name, overrides = _chosen(options.verb, options.overrides)
 
     from athanor.cluster import jobs, submission
@@ -313,9 +321,36 @@ def _submit(words: list[str]) -> int:
     return 0
 
 
+def _submit_sweep(options: argparse.Namespace) -> int:
+    chosen, overrides = _named(options.overrides, "submit sweep", "ablation")
+
+    from athanor.cluster import arrays, jobs, submission
+
+    retries = 1 if options.retries is None else options.retries
+    array = arrays.prepare(chosen["ablation"], overrides, at_once=options.at_once, retries=retries)
+    composed = array.ablation
+    counts = f"{len(array.finished)} of {len(composed)} members are finished"
+    if not array.jobs:
+        print("already done" if not array.queued else f"{counts}, the others are in the queue already")
+        print(f"follow:  athanor jobs {composed.name}" if array.queued else f"report:  {composed.report_command}")
+        return 0
+    if options.show:
+        for one in array.jobs.values():
+            print(submission.command(one))
+        return 0
+    numbers = submission.send(array.jobs, array.waiting)
+    shown = numbers | {"members": array.elements(numbers["members"])}
+    _table([(f"job {shown[key]}", key) for key in numbers])
+    if array.finished or array.queued:
+        print(f"{counts}, {len(array.queued)} in the queue already")
+    log = f"{composed.first.config['paths']['runs']}/{jobs.FOLDER}/{numbers['members']}_{array.sent[0].number}.txt"
+    print(f"follow:  athanor jobs {composed.name}  |  tail -F {_short(log)}\nend:     athanor cancel {composed.name}")
+    return 0
+
+
 def _jobs(words: list[str]) -> int:
     parser = _parser("jobs", "[NAME]")
-    parser.add_argument("name", nargs="?", default="", help="only jobs of runs whose name holds this")
+    parser.add_argument("name", nargs="?", default="", help="only jobs of runs or ablations whose name holds this")
     parser.add_argument("--all", action="store_true", help="those that have left the queue too, not only the last ten")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each job")
     options = parser.parse_args(words)
@@ -323,7 +358,7 @@ def _jobs(words: list[str]) -> int:
     from athanor.cluster import jobs
     from athanor.progress import clock
 
-    found = [job for job in jobs.listed() if options.name in job.name]
+    found = [job for job in jobs.listed() if options.name in job.name or options.name in job.ablation]
     ended = [job for job in found if not job.live]
     shown = found if options.all else [*ended[-10:], *(job for job in found if job.live)]
     if options.json:
@@ -333,14 +368,17 @@ def _jobs(words: list[str]) -> int:
     if not shown:
         print(f"no jobs in {_short(catalog.runs_root())}")
         return 0
-    rows = [("job", "run", "state", "restarts", "step", "loss", "needs", "has")]
-    for job in shown:
+    rows = [("job", "run", "member", "state", "restarts", "step", "loss", "needs", "has")]
+    for number, alike in jobs.grouped(shown).items():
+        job = alike[0]
         step = "" if job.step is None else f"{job.step}/{job.steps}" if job.steps else str(job.step)
         state = f"{job.state} ({job.reason})" if job.reason else job.state
         loss, needs = "" if job.loss is None else _number(job.loss), "" if job.needs is None else clock(job.needs)
-        run = f"{job.name}/{job.fingerprint[:8]}"
-        rows.append((job.id, run, state, str(job.restarts or ""), step, loss, needs, job.has))
-    _table(rows)
+        run, member = f"{job.name}/{job.fingerprint[:8]}".rstrip("/"), job.member
+        if len(alike) > 1:
+            run, member = f"ablations/{job.ablation}" if job.ablation else job.name, f"{len(alike)} members"
+        rows.append((number, run, member, state, str(job.restarts or ""), step, loss, needs, job.has))
+    _table(rows if any(job.member for job in shown) else [(*row[:2], *row[3:]) for row in rows])
     for job in shown:
         if job.live or job.state not in ("COMPLETED", "FINISHED"):
             for line in job.tail:
@@ -350,13 +388,16 @@ def _jobs(words: list[str]) -> int:
 
 def _cancel(words: list[str]) -> int:
     parser = _parser("cancel", "JOB_OR_RUN [...]")
-    parser.add_argument("jobs", nargs="+", help="a job's number, or of a run its folder, experiment or beginning")
+    parser.add_argument(
+        "jobs", nargs="+", help="a job's number (of an array, of its element 12_3), of a run its folder, experiment or "
+        "beginning, or an ablation",
+    )  # fmt: skip
     options = parser.parse_args(words)
 
     from athanor.cluster import jobs
 
-    for job in jobs.cancel(options.jobs):
-        print(f"cancelled {job.id}  {job.name}")
+    for number, alike in jobs.grouped(jobs.cancel(options.jobs)).items():
+        print(f"cancelled {number}  {alike[0].name}")
     return 0
 
 

@@ -1,5 +1,5 @@
 """The jobs in the queue, and those that have left it, with the runs they make: what squeue and sacct know and what runs
-have written down, joined by the job's number.
+have written down, joined by the job's number. An element of an array is a job too, 12_3.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ class Job:
     state: str  # as SLURM says it; of a job that SLURM has forgotten, the run's status
     name: str = ""
     fingerprint: str = ""
-    directory: Path | None = None
+    directory: Path | None = None  # of the last of its runs that has begun
+    makes: list[Path] = field(default_factory=list)  # the runs, in order
+    ablation: str = ""
+    member: str = ""  # of the ablation: its levels and seed
     reason: str = ""
     live: bool = False  # in the queue
     has: str = ""  # time until its limit, as SLURM writes it
@@ -42,6 +45,11 @@ class Job:
     log: Path | None = None
     tail: list[str] = field(default_factory=list)
     submitted: float = 0.0
+
+    @property
+    def array(self) -> str:
+        """The number of its array, or its own."""
+        return self.id.partition("_")[0]
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), default=str, ensure_ascii=False)
@@ -69,7 +77,7 @@ def live(root: Path) -> list[Job]:
 
 
 def cancel(references: Sequence[str], root: Path | None = None) -> list[Job]:
-    """Ends the jobs of these numbers, runs or experiments; a training saves itself first. Returns them.
+    """Ends the jobs of these numbers, runs, experiments or ablations; a training saves itself first. Returns them.
 
     Raises:
         UserError: one of them names no job in the queue.
@@ -86,11 +94,37 @@ def cancel(references: Sequence[str], root: Path | None = None) -> list[Job]:
     return list(chosen.values())
 
 
+def grouped(found: Sequence[Job]) -> dict[str, list[Job]]:
+    """Jobs by what to call them: elements of an array that wait alike, none of them begun, are 12_[4-6,9]."""
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in found:
+        alike = job.id != job.array and job.state == "PENDING" and job.step is None
+        groups.setdefault((job.array, job.reason) if alike else (job.id,), []).append(job)
+    return {group[0].id if len(group) == 1 else _array(group): group for group in groups.values()}
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """As SLURM writes them: 1-3,5."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _array(elements: Sequence[Job]) -> str:
+    return f"{elements[0].array}_[{ranges([_number(job.id)[1] for job in elements])}]"
+
+
 def _names(reference: str, job: Job) -> bool:
     if re.fullmatch(r"\d+(_\d+)?", reference):
-        return reference in (job.id, job.id.partition("_")[0])
-    if job.directory and Path(reference).is_dir():
-        return Path(reference).resolve() == job.directory.resolve()
+        return reference in (job.id, job.array)
+    if job.ablation and reference.removeprefix("ablation=").removeprefix("ablations/") == job.ablation:
+        return True
+    if job.makes and Path(reference).is_dir():
+        return Path(reference).resolve() in [directory.resolve() for directory in job.makes]
     name, _, beginning = reference.rpartition("/")
     return job.name == reference or bool(name and job.name == name and job.fingerprint.startswith(beginning))
 
@@ -100,21 +134,39 @@ def _recorded(root: Path) -> Iterator[Job]:
     seen = set()
     for path in (root / FOLDER).glob("*.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
-        seen.add(record["job"])
-        yield Job(
-            id=record["job"],
-            state="",
-            name=record["name"],
-            fingerprint=record["fingerprint"],
-            directory=Path(record["directory"]) if record["directory"] else None,
-            log=Path(record["log"]),
-            submitted=record["submitted"],
-        )
+        for job in _of_record(record):
+            seen.add(job.id)
+            yield job
     for run in list_runs(root):
         for attempt in run.manifest.get("attempts", ()):
             if (slurm := attempt.get("slurm")) and slurm["job"] not in seen:
                 seen.add(slurm["job"])
-                yield Job(slurm["job"], "", run.name, run.fingerprint, run.directory, submitted=attempt["started"])
+                yield Job(
+                    slurm["job"], "", run.name, run.fingerprint, run.directory, makes=[run.directory],
+                    submitted=attempt["started"],
+                )  # fmt: skip
+
+
+def _of_record(record: dict[str, Any]) -> Iterator[Job]:
+    """The job that a record tells of, or each element of the array."""
+    elements = record.get("elements") or {"": record}
+    for number, one in elements.items():
+        alone = [one["directory"]] if one["directory"] else []
+        makes = [Path(directory) for directory in one.get("makes", alone)]
+        begun = [directory for directory in makes if (directory / "manifest.json").is_file()]
+        log = Path(record["log"])
+        yield Job(
+            id=f"{record['job']}_{number}" if number else record["job"],
+            state="",
+            name=one["name"],
+            fingerprint=one["fingerprint"],
+            directory=begun[-1] if begun else makes[0] if makes else None,
+            makes=makes,
+            ablation=record.get("ablation", ""),
+            member=f"{number}: {one['title']}" if number else "",
+            log=log.with_name(f"{log.stem}_{number}.txt") if number else log,
+            submitted=record["submitted"],
+        )
 
 
 def _queued(found: dict[str, Job]) -> None:
@@ -145,7 +197,7 @@ def _look(job: Job) -> None:
     if job.log and job.log.is_file():
         job.tail = [line for line in _end(job.log).splitlines() if line.strip()][-2:]
     if job.directory is None or not (job.directory / "manifest.json").is_file():
-        job.state = job.state or "GONE"
+        job.state = job.state or ("ENDED" if job.log and job.log.is_file() else "GONE")
         return
     run = Run(job.directory)
     mine = [a["slurm"] for a in run.manifest["attempts"] if (a.get("slurm") or {}).get("job") == job.id]

@@ -1,7 +1,8 @@
 """Sends experiments to SLURM, after looking for whatever would make them fail: better now than after hours in a queue.
 
 An experiment's `cluster` says what it needs of the machine; `cluster.slurm` (configs/cluster/NAME.yaml) what this
-cluster wants to hear. Both become flags of sbatch, and the script in slurm/ does the rest.
+cluster wants to hear. Both become flags of sbatch, and the script in slurm/ does the rest. For ablations see
+`athanor.cluster.arrays`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Submission:
     flags: tuple[str, ...]
     environment: dict[str, str]
     cluster: str
-    after: tuple[str, ...] = field(default=())  # keys of the submissions that must have ended well
+    after: tuple[str, ...] = field(default=())  # keys of the submissions that must have ended
+    dependency: str = "afterok"  # how they must have; or "afterany"
+    record: dict[str, Any] = field(default_factory=dict)  # what `jobs` is to know, where it is not the experiment's
 
     @property
     def title(self) -> str:
@@ -56,19 +59,19 @@ def prepare(verb: str, name: str, overrides: Sequence[str]) -> Submission | None
         UserError: it cannot run, is in the queue already, or its cluster is not one of SLURM.
     """
     experiment = config.load(name, overrides)
-    settings = _settings(experiment)
+    settings = settings_of(experiment)
     if store.is_finished(experiment):
         return None
     check(experiment, upstream=())
     for job in jobs.live(Path(experiment.config["paths"]["runs"])):
-        if job.directory == experiment.directory:
+        if experiment.directory in job.makes:
             raise UserError(
                 f"job {job.id} ({job.state.lower()}) is for {name}/{experiment.fingerprint} already: see "
                 f"`athanor jobs`, or end it with `athanor cancel {job.id}`"
             )
     script = "train" if verb == "train" else "prepare"
     words = (*([verb] if verb != script else []), f"experiment={name}", *overrides)
-    return _submission(experiment, words, script, settings, overrides)
+    return compose(experiment, words, script, settings, overrides)
 
 
 def prepare_pipeline(name: str, overrides: Sequence[str]) -> tuple[dict[str, Submission], dict[str, str]]:
@@ -76,12 +79,12 @@ def prepare_pipeline(name: str, overrides: Sequence[str]) -> tuple[dict[str, Sub
     composed = pipeline.load(name, overrides)
     pipeline.validate(composed)
     root = Path(next(iter(composed.steps.values())).config["paths"]["runs"])
-    queued = {job.directory: job.id for job in jobs.live(root)}
+    queued = {directory: job.id for job in jobs.live(root) for directory in job.makes}
     directories = {experiment.directory: step for step, experiment in composed.steps.items()}
     found: dict[str, Submission] = {}
     waiting: dict[str, str] = {}
     for step, experiment in composed.steps.items():
-        settings = _settings(experiment)
+        settings = settings_of(experiment)
         if store.is_finished(experiment):
             continue
         if experiment.directory in queued:
@@ -93,12 +96,15 @@ def prepare_pipeline(name: str, overrides: Sequence[str]) -> tuple[dict[str, Sub
         read = [directories.get(entry.paths[0]) for entry in experiment.inputs.values() if entry.kind == "run"]
         after = tuple(dict.fromkeys(other for other in read if other in found or other in waiting))
         words = (*verb, f"experiment={experiment.name}", *experiment.overrides)
-        found[step] = _submission(experiment, words, script, settings, overrides, after)
+        found[step] = compose(experiment, words, script, settings, overrides, after=after)
     if found or waiting:
         last = next(reversed(composed.steps.values()))
         ends = (*found, *waiting)
         words = ("pipeline", f"experiment={name}", *overrides)
-        found["report"] = _submission(last, words, "prepare", _settings(last), overrides, ends)
+        found["report"] = compose(
+            last, words, "prepare", settings_of(last), overrides, after=ends, title=name, gpus=False,
+            record={"name": "report", "directory": None},
+        )  # fmt: skip
     return found, waiting
 
 
@@ -118,7 +124,7 @@ def send(submissions: dict[str, Submission], waiting: dict[str, str] | None = No
         flags = list(one.flags)
         if one.after:
             ids = ":".join(known[other] for other in one.after)
-            flags += [f"--dependency=afterok:{ids}", "--kill-on-invalid-dep=yes"]
+            flags += [f"--dependency={one.dependency}:{ids}", "--kill-on-invalid-dep=yes"]
         words = ("sbatch", "--parsable", *flags, str(code / one.script), *one.words)
         try:
             number = call(*words, environment={**one.environment, "ATHANOR_CODE": str(code)}).strip().partition(";")[0]
@@ -129,15 +135,16 @@ def send(submissions: dict[str, Submission], waiting: dict[str, str] | None = No
         numbers[key] = number
         described = {
             "job": number,
-            "name": one.experiment.name if key != "report" else "report",
+            "name": one.experiment.name,
             "fingerprint": one.experiment.fingerprint,
-            "directory": str(one.experiment.directory) if key != "report" else None,
+            "directory": str(one.experiment.directory),
             "cluster": one.cluster,
             "script": one.script,
             "command": shlex.join(words),
             "code": str(code),
             "log": str(folder / f"{number}.txt"),
             "submitted": time.time(),
+            **one.record,
         }
         write_json(folder / f"{number}.json", described)
     return numbers
@@ -146,7 +153,7 @@ def send(submissions: dict[str, Submission], waiting: dict[str, str] | None = No
 def command(one: Submission) -> str:
     """The call of sbatch, for people."""
     set_ = [f"{name}={shlex.quote(value)}" for name, value in one.environment.items() if value]
-    after = [f"--dependency=afterok:{':'.join(f'<{step}>' for step in one.after)}"] if one.after else []
+    after = [f"--dependency={one.dependency}:{':'.join(f'<{key}>' for key in one.after)}"] if one.after else []
     return " ".join((*set_, shlex.join(("sbatch", *one.flags, *after, one.script, *one.words))))
 
 
@@ -196,12 +203,12 @@ def _plan(experiment: Experiment) -> BatchPlan:
         seed=wanted["seed"],
         max_steps=wanted["max_steps"],
         global_batch_size=wanted["global_batch_size"],
-        world_size=cluster["nodes"] * _devices(cluster),
+        world_size=cluster["nodes"] * devices_of(cluster),
         micro_batch_size=cluster["micro_batch_size"],
     )
 
 
-def _settings(experiment: Experiment) -> dict[str, Any]:
+def settings_of(experiment: Experiment) -> dict[str, Any]:
     """`cluster.slurm`, with everything that it may leave out."""
     from athanor.signatures import signature
 
@@ -227,7 +234,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     return settings
 
 
-def _devices(cluster: dict[str, Any]) -> int:
+def devices_of(cluster: dict[str, Any]) -> int:
     devices = cluster["devices"]
     if isinstance(devices, list):
         return len(devices)
@@ -238,30 +245,46 @@ def _devices(cluster: dict[str, Any]) -> int:
     return int(devices)
 
 
-def _submission(
+def compose(
     experiment: Experiment,
     words: Sequence[str],
     script: str,
     settings: dict[str, Any],
     overrides: Sequence[str],
+    *,
     after: tuple[str, ...] = (),
+    dependency: str = "afterok",
+    title: str = "",
+    gpus: bool | None = None,
+    array: str = "",
+    record: dict[str, Any] | None = None,
 ) -> Submission:
+    """A job on the experiment's cluster, and unless said otherwise for its run.
+
+    Args:
+        words: of `athanor`, as the script takes them.
+        script: train, sweep or prepare, in slurm/; prepare is for one task.
+        title: in SLURM's own lists; the experiment's name if empty.
+        gpus: whether its tasks want them; by what the experiment is, if None.
+        array: the numbers of its elements, as `--array` takes them.
+    """
     cluster = experiment.config["cluster"]
-    train = script == "train"
-    gpus = cluster["accelerator"] != "cpu" and words[0] != "pipeline" and experiment.kind != "prepare"
-    nodes, devices = (cluster["nodes"], _devices(cluster)) if train else (1, 1)
+    train = experiment.kind == "train" and script != "prepare"
+    gpus = cluster["accelerator"] != "cpu" and (experiment.kind != "prepare" if gpus is None else gpus)
+    nodes, devices = (cluster["nodes"], devices_of(cluster)) if train else (1, 1)
     runs = Path(experiment.config["paths"]["runs"])
     flags = [
-        f"--job-name={words[1].partition('=')[2] if words[0] == 'pipeline' else experiment.name}",
+        f"--job-name={title or experiment.name}",
         f"--chdir={catalog.project()}",
-        f"--output={runs / jobs.FOLDER / '%j.txt'}",
+        f"--output={runs / jobs.FOLDER / ('%A_%a.txt' if array else '%j.txt')}",
+        *([f"--array={array}"] if array else []),
         "--export=ALL",
         f"--nodes={nodes}",
         f"--ntasks-per-node={devices}",
         *(f"--{flag}={settings[key]}" for key, flag in ENTRIES.items() if settings[key] is not None),
         *([f"--cpus-per-task={settings['cpus_per_task']}"] if settings["cpus_per_task"] else []),
         *([f"--gpus-per-node={_typed(settings['gpu_type'], devices)}"] if gpus else []),
-        *([f"--signal=USR1@{settings['signal_seconds']}"] if train else []),
+        *([f"--signal=USR1@{settings['signal_seconds']}"] if train or words[0] == "sweep" else []),
         *settings["options"],
     ]
     name = next((text.partition("=")[2] for text in reversed(overrides) if text.startswith("cluster=")), "default")
@@ -276,7 +299,10 @@ def _submission(
     }
     own = not (settings["environment"] or settings["container"])
     environment["ATHANOR_PYTHON"] = sys.executable if own else ""
-    return Submission(experiment, tuple(words), f"slurm/{script}.sbatch", tuple(flags), environment, name, after)
+    return Submission(
+        experiment, tuple(words), f"slurm/{script}.sbatch", tuple(flags), environment, name, after, dependency,
+        record or {},
+    )  # fmt: skip
 
 
 def _typed(kind: str | None, count: int) -> str:

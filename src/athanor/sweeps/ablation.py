@@ -25,8 +25,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ class Member:
         return self.measured or self.experiment
 
     @property
+    def directories(self) -> list[Path]:
+        """Of its own runs, in the order they are made."""
+        return list(dict.fromkeys((self.experiment.directory, self.target.directory)))
+
+    @property
     def cell(self) -> Cell:
         return tuple(self.levels.values())
 
@@ -76,8 +81,7 @@ class Member:
 
     def runs(self) -> list[Run]:
         """Its own runs that exist, in the order they are made."""
-        own = (self.experiment, self.measured) if self.measured else (self.experiment,)
-        return [Run(entry.directory) for entry in own if (entry.directory / MANIFEST).is_file()]
+        return [Run(directory) for directory in self.directories if (directory / MANIFEST).is_file()]
 
     def status(self) -> str:
         """finished, running, failed, interrupted, or waiting."""
@@ -107,12 +111,17 @@ class Ablation:
     metric: Metric
     measure: dict[str, Any] | None
     budget: dict[str, float]
+    composed: dict[int, Member] = field(default_factory=dict, repr=False, compare=False)  # so far, by number
 
     @property
     def command(self) -> str:
         import shlex
 
         return shlex.join(("athanor", "sweep", f"ablation={self.name}", *self.given))
+
+    @property
+    def report_command(self) -> str:
+        return self.command.replace("sweep", "report", 1)
 
     @property
     def directory(self) -> Path:
@@ -149,6 +158,11 @@ class Ablation:
         """The member of that number, composed."""
         if not 1 <= number <= len(self):
             raise UserError(f"ablation {self.name} has members 1 to {len(self)}, not {number}")
+        if number not in self.composed:
+            self.composed[number] = self._compose(number)
+        return self.composed[number]
+
+    def _compose(self, number: int) -> Member:
         seed, cell = self.seeds[(number - 1) // len(self.cells)], self.cells[(number - 1) % len(self.cells)]
         levels = dict(zip(self.factors, cell))
         # What departs from the baseline comes last: it may delete a key that another factor's baseline sets.
@@ -165,17 +179,31 @@ class Ablation:
             )
         return Member(number, seed, levels, experiment, measured)
 
-    def validate(self) -> None:
-        """Raise one UserError with the problems of all members, each once."""
-        problems: dict[str, None] = {}
-        for member in self.members:
-            for experiment in filter(None, (member.experiment, member.measured)):
+    def validate(self, check: Callable[[Member], None] | None = None) -> None:
+        """Raise one UserError with the problems of all members, each once; those of the first seed before any other.
+
+        Args:
+            check: what to look for besides, raising a UserError.
+        """
+        for numbers in (range(1, len(self.cells) + 1), range(len(self.cells) + 1, len(self) + 1)):
+            problems: dict[str, dict[str, None]] = {}  # and who has them
+            for number in numbers:
+                title = ", ".join(self.cells[(number - 1) % len(self.cells)])
                 try:
-                    experiment.validate()
+                    member = self.member(number)
+                    for experiment in filter(None, (member.experiment, member.measured)):
+                        experiment.validate()
+                    if check:
+                        check(member)
                 except UserError as error:
-                    problems[f"{', '.join(member.levels.values())}: {error}".replace("\n  - ", "\n      - ")] = None
-        if problems:
-            raise UserError("\n  - ".join((f"ablation {self.name} cannot run:", *problems)))
+                    problems.setdefault(str(error).replace("\n  - ", "\n      - "), {})[title] = None
+            if problems:
+                lines = [
+                    text if len(titles) == len(self.cells) > 1 else f"{'; '.join(titles)}: {text}"
+                    for text, titles in problems.items()
+                ]
+                raise UserError("\n  - ".join((f"ablation {self.name} cannot run:", *lines)))
+        _ = self.members  # no two are the same run
 
     def inputs(self) -> list[Experiment]:
         """The unfinished runs that every member waits for, in the order to make them."""

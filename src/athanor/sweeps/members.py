@@ -7,10 +7,12 @@ input under way waits for it, and whoever finds it lying unfinished makes it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+from athanor import signals
 from athanor.config import Experiment
 from athanor.errors import UserError
 from athanor.progress import Progress
@@ -24,11 +26,17 @@ TRIED = "ATHANOR_TRIED"  # how often this member's process has failed already
 
 
 def make(experiment: Experiment, progress: Progress, *, poll: float = 1.0) -> Run:
-    """The finished run of an experiment: made here, or waited for while another process makes it."""
+    """The finished run of an experiment: made here, or waited for while another process makes it.
+
+    Raises:
+        SystemExit: a signal asked for an end while there was nothing to do but wait.
+    """
     while True:
         try:
             return store.execute(experiment, progress=progress)
         except LockedError:
+            if number := signals.noted():
+                raise SystemExit(signals.exit_code(number)) from None
             time.sleep(poll)
 
 
@@ -75,9 +83,13 @@ def with_retries(work: Callable[[], None], words: Sequence[str], retries: int) -
     except store.RunFailedError as error:
         if tried >= retries or distributed():
             raise
+        if number := signals.noted():  # no time for it here
+            raise SystemExit(signals.exit_code(number)) from error
         print(f"athanor: {error}; trying again ({tried + 1} of {retries})", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os.environ[TRIED] = str(tried + 1)
+        for either in (signal.SIGUSR1, signal.SIGTERM):  # until the new process handles them they would kill it
+            signal.signal(either, signal.SIG_IGN)
         os.execv(sys.executable, [sys.executable, "-m", "athanor", *words])
 
 
