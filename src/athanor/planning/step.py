@@ -1,7 +1,7 @@
 """One training step of an experiment on fake tensors: what it holds in each of its phases, and what it computes.
 
-The order is Lightning's: the gradients of the last step are still there while the next forward pass runs, and go before
-its backward pass begins.
+The order is the trainer's: gradients go when their step is taken, and are there while a forward pass runs only if it is
+one of several that accumulate.
 """
 
 from collections.abc import Iterable, Mapping
@@ -62,8 +62,8 @@ class Step(NamedTuple):
 
 
 def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout, on_gpu: bool) -> Step:
-    """Builds the experiment's algorithm and runs a step of it: the optimizer, then a micro-batch there and back while
-    the gradients of the step before are still held, and a validation batch.
+    """Builds the experiment's algorithm and runs a step of it: the optimizer, then a micro-batch there and back, the
+    last of those that accumulate, and a validation batch.
 
     Args:
         config: resolved, with models in the place of the runs they come from.
@@ -97,6 +97,9 @@ def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout,
         optimizer.step()
         live.set((x for x in state_of(optimizer) if isinstance(x, Tensor)), OPTIMIZER)
 
+        if plan.accumulation == 1:
+            optimizer.zero_grad()
+
         live.enter_phase("inputs", INPUTS)
         batch = batches.training(algorithm, config, shape, plan)
         if isinstance(algorithm, PPO):
@@ -104,8 +107,6 @@ def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout,
         live.enter_phase("forward", ACTIVATIONS)
         with precision.forward_context():
             loss = algorithm.training_step(batch, 0)
-        if plan.accumulation == 1:
-            optimizer.zero_grad()
         layers = live.by_place()
         live.enter_phase("backward", WORKING)
         assert isinstance(loss, Tensor)
