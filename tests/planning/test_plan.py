@@ -1,9 +1,6 @@
-"""Plans against sums by hand, against each other, and against the memory of a real process."""
+"""Plans against sums by hand and against each other."""
 
 import json
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
@@ -14,8 +11,7 @@ from athanor.planning import machines, models
 from athanor.planning import plan as planning
 from athanor.planning.layout import layout_of
 from athanor.planning.live import ACTIVATIONS, FROZEN, GRADIENTS, OPTIMIZER, WEIGHTS
-from athanor.planning.step import networks, trace
-from small import REPOSITORY
+from athanor.planning.step import trace
 
 DEMO = 1_000_576  # parameters
 ADAMW = ("optimizer=adamw", "~optimizer.matrix_lr")
@@ -235,56 +231,3 @@ def test_nothing_is_allocated_however_large(planned):
                     "model.layers=4", "cluster.micro_batch_size=1", device="h200")  # fmt: skip
     assert sum(found.networks[0].parameters.values()) > 3e9
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
-
-
-CHILD = """
-import json, resource, sys
-import numpy as np
-import small
-from athanor.batches import PackedBatch
-from athanor.train import make_algorithm
-import torch
-
-config = json.loads(sys.argv[1])
-length, vocabulary = config["data"]["sequence_length"], config["model"]["vocabulary_size"]
-
-class Rows:
-    def __len__(self): return 64
-    def weights(self, indices): return length * len(indices)
-    def prompts(self, count): return []
-    def batch(self, indices, places, normalizer):
-        tokens = torch.randint(vocabulary, (len(indices), length))
-        return PackedBatch(tokens, tokens, torch.zeros_like(tokens), torch.arange(length).expand_as(tokens).clone(),
-                           torch.tensor(normalizer))
-
-def run(**shape):
-    one = json.loads(sys.argv[1])
-    one["model"].update(shape)
-    torch.set_num_threads(1)
-    data = small.Given(Rows(), validation_batch_size=config["data"]["validation_batch_size"])
-    small.fit(make_algorithm(one), data, steps=3, batch=config["global_batch_size"])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-print(run(width=8, layers=1, heads=1, kv_heads=1, vocabulary_size=vocabulary), run())
-"""
-
-
-def test_the_memory_of_a_real_training(planned):
-    """A process that has trained next to nothing, and then trains: by how much its peak rises."""
-    overrides = ("precision=32-true", *ADAMW, "global_batch_size=8", "+data.validation_batch_size=8", "max_steps=3",
-                 "model={vocabulary_size: 4096, width: 512, layers: 6, heads: 8, kv_heads: 8, context: 256}",
-                 "data.sequence_length=256", "schedule.warmup_steps=1")  # fmt: skip
-    nothing = [f"model.{name}={size}" for name, size in (("width", 8), ("layers", 1), ("heads", 1), ("kv_heads", 1))]
-    told = (
-        planned("pretrain/demo", *overrides).memory.total - planned("pretrain/demo", *overrides, *nothing).memory.total
-    )
-    config = models.with_models(configs.load("pretrain/demo", overrides))
-    environment = {"PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1",
-                   "MALLOC_MMAP_THRESHOLD_": "65536", "PATH": "/usr/bin:/bin"}  # fmt: skip
-    seen = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CHILD), json.dumps(config)], env=environment, capture_output=True,
-        text=True, check=True,
-    ).stdout  # fmt: skip
-    before, after = map(int, seen.split()[-2:])
-    assert networks(config, 256)[0].active > 2e7
-    assert told / (after - before) == pytest.approx(1, abs=0.15)
