@@ -18,6 +18,13 @@ VOCABULARY = 31
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
 
 
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    """What the compiler's folder is set to is forgotten after the test."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+
+
 def algorithm(kind=Pretraining, **shape):
     return kind(decoder(VOCABULARY, **shape).train(), optimizer(1e-3), steady())
 
@@ -74,6 +81,7 @@ def test_compiled_blocks_give_the_same_gradients_within_rounding(tmp_path, recom
     accelerate(made, cluster(compile=True, recompute=recompute), "cpu", 0.0, tmp_path)
     for (name, right), found in zip(gradients(plain).items(), gradients(made).values()):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5, msg=name)
+    assert any(tmp_path.rglob("*.so")), "what was compiled is kept for the next run"
     made.model.eval()
     with torch.no_grad():  # and sampling, whose shapes change with each token, is left to eager
         cache = made.model.new_cache(1, 8)
@@ -87,7 +95,6 @@ def compiled(made):
 
 def test_who_is_compiled_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(acceleration.shutil, "which", lambda name: "/usr/bin/g++")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     for kind, flops, expected in ((Pretraining, 1e17, True), (Pretraining, 1e12, False), (SFT, 1e17, False)):
         made = algorithm(kind)
         accelerate(made, cluster("auto"), "cpu", flops, tmp_path)

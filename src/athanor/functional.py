@@ -15,6 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from athanor.batches import IGNORED
 
 
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """Of matrix products with `x`: autocast's, where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum of `values` where `mask` holds; masked-out values may be anything, infinities and NaN too."""
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from athanor.batches import IGNORED
+from athanor.functional import computing_dtype
 
 LOGITS = {"cpu": 2**22, "cuda": 2**27}
 """Logits of a block, by device: on a CPU they stay in its cache."""
@@ -46,11 +47,9 @@ def linear_cross_entropy(
     """
     if not (0 <= label_smoothing < 1 and z_loss >= 0):
         raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1), and z_loss={z_loss} not below 0")
-    device = hidden_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
     # A row of zeros adds nothing to the weight's gradient, and what flows back to it is dropped: no pass over V.
     valid_N = labels_N != IGNORED
-    hidden_ND = hidden_ND.to(dtype).masked_fill(~valid_N[:, None], 0)
+    hidden_ND = hidden_ND.to(computing_dtype(hidden_ND)).masked_fill(~valid_N[:, None], 0)
     settings = (label_smoothing, z_loss, softcap)
     return LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, valid_N, settings, torch.is_grad_enabled())
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from athanor.errors import require
 from athanor.models import cpu_attention
 from athanor.models.cpu_attention import Bias
 from athanor.models.norms import Norm
-from athanor.models.parts import Sizes, require
+from athanor.models.parts import Sizes
 from athanor.models.patterns import Full, Pattern
 from athanor.models.positions import rotate
 

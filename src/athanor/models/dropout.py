@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from athanor.models.parts import require
+from athanor.errors import require
 
 
 @dataclass(frozen=True)

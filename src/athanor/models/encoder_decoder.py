@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from athanor.errors import require
 from athanor.models.attention import Attention, KeyValueCache, SelfAttention
 from athanor.models.dropout import Dropout
 from athanor.models.encoder import Encoder, same_document
@@ -21,7 +22,7 @@ from athanor.models.feedforward import FeedForward
 from athanor.models.initialisation import Initialisation
 from athanor.models.moe import MixtureOfExperts
 from athanor.models.norms import Norm
-from athanor.models.parts import Sizes, require
+from athanor.models.parts import Sizes
 from athanor.models.positions import Positions
 from athanor.models.transformer import Block, Transformer
 

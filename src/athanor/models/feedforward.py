@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from athanor.models.parts import Sizes, require
+from athanor.errors import require
+from athanor.models.parts import Sizes
 
 Activation = Literal["swiglu", "geglu", "geglu_tanh", "reglu", "relu", "relu2", "gelu", "gelu_tanh", "silu"]
 

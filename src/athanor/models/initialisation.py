@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from athanor.models.parts import Sizes, require
+from athanor.errors import require
+from athanor.models.parts import Sizes
 
 
 class Initialisation:

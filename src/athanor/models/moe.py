@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from athanor.errors import require
+from athanor.functional import computing_dtype
 from athanor.models.feedforward import CURVES, Activation, FeedForward, check_activation, gated, linear_by_group
-from athanor.models.parts import Sizes, require
+from athanor.models.parts import Sizes
 
 
 class Routing(NamedTuple):
@@ -122,8 +124,7 @@ class Experts(nn.Module):
         """Sum over the chosen experts of weight times output, computed expert by expert on sorted copies of the
         tokens.
         """
-        if torch.is_autocast_enabled(x_ND.device.type):
-            x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))
+        x_ND = x_ND.to(computing_dtype(x_ND))
         order = chosen_NJ.flatten().argsort(stable=True)
         counts_E = torch.bincount(chosen_NJ.flatten(), minlength=self.settings.experts)
         hidden = linear_by_group(x_ND[order // self.settings.top_k], self.up, counts_E)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from athanor.models.parts import require
+from athanor.errors import require
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,3 @@ def node(part: Any) -> dict[str, Any]:
         raise TypeError(f"{part!r} is no part of a model")
     fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
     return {"_target_": f"{type(part).__module__}.{type(part).__qualname__}", **fields}
-
-
-def require(holds: bool, sentence: str) -> None:
-    """Raises ValueError with the sentence, which names the config keys, unless it holds."""
-    if not holds:
-        raise ValueError(sentence)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from athanor.models.parts import require
+from athanor.errors import require
 
 
 class Pattern:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from athanor.models.parts import Sizes, require
+from athanor.errors import require
+from athanor.models.parts import Sizes
 from athanor.models.scaling import Scaling, plain
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from athanor.models.parts import require
+from athanor.errors import require
 
 
 def plain(theta: float, channels: int, device: torch.device | None = None) -> Tensor:

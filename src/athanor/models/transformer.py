@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from athanor.errors import require
+from athanor.functional import computing_dtype
 from athanor.linear_cross_entropy import linear_cross_entropy
 from athanor.models.attention import Attention, KeyValueCache, SelfAttention, in_turn, packed_mask
 from athanor.models.cpu_attention import Bias, additive
@@ -22,7 +24,7 @@ from athanor.models.feedforward import FeedForward, default_hidden
 from athanor.models.initialisation import Initialisation, ScaledNormal, role_of
 from athanor.models.moe import Experts, MixtureOfExperts, Routing
 from athanor.models.norms import Norm
-from athanor.models.parts import Sizes, require
+from athanor.models.parts import Sizes
 from athanor.models.patterns import Pattern
 from athanor.models.positions import Positions, Rotary
 
@@ -407,12 +409,6 @@ class Transformer(nn.Module):
             tables += sum(p.numel() for p in module.parameters()) if module is not None else 0
         seen = sum(pattern.pairs(tokens) for pattern in self.patterns) / tokens
         return 6.0 * (self.active_parameters - tables) + 12.0 * self.sizes.heads * self.sizes.channels * seen
-
-
-def computing_dtype(x: Tensor) -> torch.dtype:
-    """Of matrix products with `x`."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def routing_metrics(counts: dict[int, Tensor]) -> dict[str, float]:

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-
-def require(holds: bool, complaint: str) -> None:
-    if not holds:
-        raise ValueError(complaint)
+from athanor.errors import require
 
 
 def check_rates(lr: float, betas: Sequence[float], weight_decay: float) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from athanor.optimizers.common import check_rates, refuse_width_factors, require, undone_where
+from athanor.errors import require
+from athanor.optimizers.common import check_rates, refuse_width_factors, undone_where
 
 
 class LAMB(Optimizer):

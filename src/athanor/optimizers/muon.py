@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from athanor.optimizers.common import check_rates, require, undone_where
+from athanor.errors import require
+from athanor.optimizers.common import check_rates, undone_where
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, as in torch.optim.Muon
 ITERATIONS = 5
