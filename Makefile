@@ -23,7 +23,7 @@ demo: setup
 
 # Processes that run tests, each on one thread
 WORKERS ?= 2
-PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 test: setup
 	$(PYTEST)

@@ -26,7 +26,7 @@ def cluster() -> Iterator[Cluster]:
         started = cluster("up", "2")
         if started.returncode:
             why = f"no SLURM here: {(started.stderr.splitlines() or ['?'])[-1]}"
-            pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+            pytest.fail(f"{why}\n{started.stderr}") if os.environ.get("CI") else pytest.skip(why)
         yield cluster
     finally:
         cluster("down")

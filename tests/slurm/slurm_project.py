@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,12 +34,22 @@ TINY = [
 TWO_NODES = ["cluster.nodes=2", "strategy=ddp"]
 
 
+def free_ports() -> str:
+    """The first of a block of ports that nobody listens at: of slurmctld, and of two nodes 11 and 12 above."""
+    for first in random.SystemRandom().sample(range(20_000, 32_000, 20), 600):  # below those that systems give out
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+            for port in (first, first + 11, first + 12):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return str(first)
+    pytest.fail("no free ports between 20000 and 32000")
+
+
 class Cluster:
     """SLURM as `slurm/local-cluster` starts it, in a folder and at ports of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {"ATHANOR_SLURM_DIR": str(folder), "ATHANOR_SLURM_PORT": "28600"}
+        self.environment = {"ATHANOR_SLURM_DIR": str(folder), "ATHANOR_SLURM_PORT": free_ports()}
         self.conf = {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:

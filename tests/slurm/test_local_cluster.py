@@ -72,10 +72,20 @@ def test_where_it_cannot_install_it_says_why(reason: str, tmp_path: Path) -> Non
     assert wanted in done.stderr
 
 
+def test_a_taken_port_is_named(cluster: Cluster) -> None:
+    other = Cluster(Path(f"{cluster.folder}c"))
+    other.environment["ATHANOR_SLURM_PORT"] = port = cluster.environment["ATHANOR_SLURM_PORT"]
+    try:
+        refused = other("up", "1")
+        assert refused.returncode == 1
+        assert f"port {port} is taken, perhaps by another SLURM; set ATHANOR_SLURM_PORT" in refused.stderr
+    finally:
+        other("down")
+
+
 def test_down_leaves_nothing(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Of a cluster of its own, with a job in it, beside the other tests' one."""
     other = Cluster(Path(f"{cluster.folder}b"))
-    other.environment |= {"ATHANOR_SLURM_DIR": str(other.folder), "ATHANOR_SLURM_PORT": "28700"}
     assert other("up", "1").returncode == 0
     pids = [int(path.read_text()) for path in (other.folder / "run").glob("*.pid")]
     environment = {**os.environ, **other.conf}
