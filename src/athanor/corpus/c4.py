@@ -19,6 +19,7 @@ POLICY = (
     "隐私政策", "隱私政策", "隐私权政策", "隱私權政策", "使用条款", "使用條款", "服务条款", "服務條款",
     "版权所有", "版權所有", "使用cookie", "使用 cookie",
 )  # fmt: skip
+CHINESE_ONLY = frozenset(("chinese",))
 # A mark that ends a word and is followed by another, as spaCy's sentencizer sees it.
 BOUNDARY = re.compile(
     r"""(?:(?<![.!?])[.!?]{2,}|(?<=[\w%)\]"'”’])(?<![\s(][A-Z])\.|[!?。！？])["'”’)\]」』]*"""
@@ -75,10 +76,11 @@ class C4(Step):
     def apply(self, document: Document) -> Document | str:
         kept: list[str] = []
         count = 0
+        asked = self.asked(document.text)
         for line in document.text.splitlines():
             whole = line.strip()
             line = CITATION.sub("", whole) if self.citations and "[" in whole else whole
-            reason = self.why_not(line, whole)
+            reason = self.why_not(line, whole, asked)
             if reason.startswith("a line"):
                 return reason
             if reason:
@@ -92,27 +94,45 @@ class C4(Step):
         text = "\n".join(kept).strip()
         return document._replace(text=text) if text else "no line left"
 
-    def why_not(self, line: str, whole: str) -> str:
+    def asked(self, text: str) -> frozenset[str]:
+        """What some line of a text may have; of other things no line need be asked."""
+        lower = text.lower()
+        has = {
+            "chinese": UNSPACED_UNIT.search(text) is not None,
+            "lorem ipsum": self.lorem_ipsum and "lorem ipsum" in lower,
+            "javascript": self.javascript and "javascript" in lower,
+            "{": self.curly_brackets and "{" in lower,
+            "policy": self.policy and any(phrase in lower for phrase in POLICY),
+        }
+        return frozenset(name for name, true in has.items() if true)
+
+    def why_not(self, line: str, whole: str, asked: frozenset[str]) -> str:
         """Why a line goes, or beginning with "a line" why its document does; "" if it stays. `whole` has citations."""
-        chinese = UNSPACED_UNIT.search(line) is not None
-        parts = whole.split()
+        chinese = "chinese" in asked and UNSPACED_UNIT.search(line) is not None
         longest = self.max_word_length
-        if longest is not None and len(whole) > longest and not chinese and any(len(part) > longest for part in parts):
+        if (
+            longest is not None
+            and len(whole) > longest
+            and not chinese
+            and any(len(part) > longest for part in whole.split())
+        ):
             return "lines with a long word"
         if self.terminal_punctuation and (not line.endswith(UNSPACED_END if chinese else END) or line.endswith("...")):
             return "lines without terminal punctuation"
-        if self.min_words is not None and len(parts) < self.min_words:
+        if self.min_words is not None and len(whole.split(None, self.min_words)) < self.min_words:
             if not chinese:
                 return "lines of few words"
             if self.min_characters is not None and len(UNSPACED_UNIT.findall(line)) < self.min_characters:
                 return "lines of few words"
+        if asked <= CHINESE_ONLY:
+            return ""
         lower = line.lower()
-        if self.lorem_ipsum and "lorem ipsum" in lower:
+        if "lorem ipsum" in asked and "lorem ipsum" in lower:
             return "a line of lorem ipsum"
-        if self.javascript and "javascript" in lower:
+        if "javascript" in asked and "javascript" in lower:
             return "lines that speak of javascript"
-        if self.curly_brackets and "{" in line:
+        if "{" in asked and "{" in line:
             return "a line with a curly bracket"
-        if self.policy and any(phrase in lower for phrase in POLICY):
+        if "policy" in asked and any(phrase in lower for phrase in POLICY):
             return "lines that speak of policies"
         return ""

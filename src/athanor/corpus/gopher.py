@@ -15,7 +15,6 @@ from athanor.corpus.steps import Step
 from athanor.corpus.words import Words, words
 
 PARAGRAPH = re.compile(r"\n{2,}")
-LINE = re.compile(r"\n+")
 BULLETS = ("•", "-")
 UNSPACED_BULLETS = ("•", "-", "·", "●", "◆", "■", "○", "※")
 ELLIPSES = ("...", "…")
@@ -81,12 +80,14 @@ class GopherQuality(Step):
                 return "too many hash signs"
             if text.count("...") + text.count("…") > self.max_symbols * found.count:
                 return "too many ellipses"
-        lines = text.splitlines()
+        rows = text.splitlines()
         bullets = UNSPACED_BULLETS if found.unspaced else BULLETS
-        if self.max_bullets is not None and starts(lines, bullets) > self.max_bullets * len(lines):
-            return "mostly bullets"
-        if self.max_ellipses is not None and ends(lines, ELLIPSES) > self.max_ellipses * len(lines):
-            return "lines that break off"
+        if self.max_bullets is not None and some(text, bullets, self.max_bullets * len(rows)):
+            if sum(row.lstrip().startswith(bullets) for row in rows) > self.max_bullets * len(rows):
+                return "mostly bullets"
+        if self.max_ellipses is not None and some(text, ELLIPSES, self.max_ellipses * len(rows)):
+            if sum(row.rstrip().endswith(ELLIPSES) for row in rows) > self.max_ellipses * len(rows):
+                return "lines that break off"
         if self.min_alphabetic is not None and found.alphabetic < self.min_alphabetic * found.count:
             return "too few words with letters"
         if self.min_stop_words is not None and found.stop < self.min_stop_words:
@@ -94,12 +95,9 @@ class GopherQuality(Step):
         return document
 
 
-def starts(lines: list[str], marks: tuple[str, ...]) -> int:
-    return sum(line.lstrip().startswith(marks) for line in lines)
-
-
-def ends(lines: list[str], marks: tuple[str, ...]) -> int:
-    return sum(line.rstrip().endswith(marks) for line in lines)
+def some(text: str, marks: tuple[str, ...], limit: float) -> bool:
+    """Whether a text has more of the marks than `limit`: otherwise no count of its lines can be above that either."""
+    return sum(map(text.count, marks)) > limit
 
 
 class GopherRepetition(Step):
@@ -139,8 +137,8 @@ class GopherRepetition(Step):
         if not text:
             return "empty"
         for what, parts, count, characters in (
-            ("paragraphs", PARAGRAPH.split(text.strip()), self.max_paragraphs, self.max_paragraph_characters),
-            ("lines", LINE.split(text), self.max_lines, self.max_line_characters),
+            ("paragraphs", paragraphs(text.strip()), self.max_paragraphs, self.max_paragraph_characters),
+            ("lines", lines(text), self.max_lines, self.max_line_characters),
         ):
             distinct = set(parts)
             if len(distinct) == len(parts):
@@ -158,6 +156,15 @@ class GopherRepetition(Step):
             if runs.repeated(n, most * len(text)) > most * len(text):
                 return f"repeated runs of {n} words"
         return document
+
+
+def paragraphs(text: str) -> list[str]:
+    return PARAGRAPH.split(text) if "\n\n\n" in text else text.split("\n\n")
+
+
+def lines(text: str) -> list[str]:
+    """Parted by one line break or several; empty ones only at the ends."""
+    return [*[""] * text.startswith("\n"), *filter(None, text.split("\n")), *[""] * text.endswith("\n")]
 
 
 class Runs:
@@ -185,14 +192,14 @@ class Runs:
         if len(self.words) < n:
             return 0
         if self.most is None:
-            counted = np.sort(self.hashes(2))
-            edges = np.flatnonzero(counted[1:] != counted[:-1]) + 1
-            self.most = int(np.diff(np.concatenate([[0], edges, [len(counted)]])).max())
+            self.most = int(occurrences(np.sort(self.hashes(2)))[1].max())
         if n >= 2 and self.most * (n * (self.longest + 1) - 1) <= limit:
             return 0
-        _, first, counts = np.unique(self.hashes(n), return_index=True, return_counts=True)
-        start = int(first[counts == counts.max()].min())
-        return int(self.lengths[start : start + n].sum() + n - 1) * int(counts.max())
+        keys = self.hashes(n)
+        distinct, counts = occurrences(np.sort(keys))
+        most = int(counts.max())
+        start = 0 if most == 1 else int(np.isin(keys, distinct[counts == most]).argmax())
+        return int(self.lengths[start : start + n].sum() + n - 1) * most
 
     def repeated(self, n: int, limit: float) -> int:
         """Characters in runs that occurred before, none counted twice: a run found is stepped over whole."""
@@ -217,11 +224,20 @@ class Runs:
     def cover(self, n: int) -> int:
         """Characters of the words that lie in a run which occurred before: no less than `repeated` of n and more."""
         keys = self.hashes(n)
-        order = np.argsort(keys, kind="stable")
-        again = order[1:][keys[order[1:]] == keys[order[:-1]]]
-        if not len(again):
+        ordered = np.sort(keys)  # much faster than to sort positions, and few runs recur
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+        if not len(repeated):
             return 0
+        places = np.flatnonzero(np.isin(keys, repeated))
+        order = np.argsort(keys[places], kind="stable")
+        again = places[order[1:]][keys[places[order[1:]]] == keys[places[order[:-1]]]]
         steps = np.zeros(len(self.words) + 1, np.int64)
         np.add.at(steps, again, 1)
         np.add.at(steps, again + n, -1)
         return int(self.lengths[np.cumsum(steps)[:-1] > 0].sum())
+
+
+def occurrences(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct numbers of an array in order that is not empty, and how often each occurs."""
+    edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    return ordered[edges], np.diff(np.append(edges, len(ordered)))

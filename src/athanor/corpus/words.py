@@ -6,6 +6,7 @@ only once: words recur.
 """
 
 import re
+import sys
 from array import array
 from functools import lru_cache
 
@@ -26,6 +27,7 @@ SHORT_FORM = re.compile(
     r"([A-Za-z]+?)(n['’]t)|(I|[Yy]ou|[Hh]e|[Ss]he|[Ii]t|[Ww]e|[Tt]hey|[Tt]h(?:at|ere)|[Ww]h(?:o|at|en|ere|y)|[Hh]ow)"
     r"(['’](?:re|ve|ll|d|m))|([Cc]an)(not)"
 )
+SHORT_END = frozenset("temld")
 ADDRESS = re.compile(r"(?:\w+://|www\.)\S*[\w/]|(?:[\w-]+\.)+(?:com|org|net|edu|gov|io|uk|de|cn)(?:/\S*[\w/])?")
 QUOTES = "'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧"
 POINTS = "…,:;!?¿؟¡()\\[\\]{}<>_#*&。？！，、；：～·।،۔؛٪"
@@ -52,13 +54,20 @@ def divide(text: str) -> list[str]:
 
 
 def divided(part: str) -> list[str]:
-    """Of a part without spaces: marks off its two ends, one after another, then what divides it within."""
-    head, tail = [], []
-    while part and not ABBREVIATED.fullmatch(part) and not SHORT_FORM.fullmatch(part) and not ADDRESS.fullmatch(part):
-        if found := PREFIX.match(part):
+    """Of a part without spaces: marks off its two ends, one after another, then what divides it within.
+
+    Whether a pattern can match at all is seen by a character or two; most parts are a word and perhaps a mark.
+    """
+    head: list[str] = []
+    tail: list[str] = []
+    while part and not part.isalpha() and not whole(part):
+        last = part[-1]
+        if not part[0].isalnum() and (found := PREFIX.match(part)):
             head.append(found[0])
             part = part[found.end() :]
-        elif found := SUFFIX.search(part[-6:]):
+        elif not last.isdecimal() and (not last.isalpha() or not part[-4:].isalpha()) and (
+            found := SUFFIX.search(part[-6:])
+        ):
             tail.append(found[0])
             part = part[: len(part) - len(found[0])]
         else:
@@ -68,11 +77,23 @@ def divided(part: str) -> list[str]:
                 position = found.end()
             part = part[position:]
             break
-    if found := SHORT_FORM.fullmatch(part):
+    if not part:
+        pass
+    elif (part.endswith(("not", "t", "re", "ve", "ll", "d", "m"))) and (found := SHORT_FORM.fullmatch(part)):
         head += filter(None, found.groups())
-    elif part:
+    else:
         head.append(part)
-    return head + tail[::-1]
+    return head + tail[::-1] if tail else head
+
+
+def whole(part: str) -> bool:
+    """Whether a part with more than letters is one word, or a short form of two."""
+    if part[-1] == "." or "@" in part or part in ("):", "and/or"):
+        if ABBREVIATED.fullmatch(part):
+            return True
+    elif part[-1] in SHORT_END and SHORT_FORM.fullmatch(part):
+        return True
+    return ("." in part or "://" in part) and ADDRESS.fullmatch(part) is not None
 
 
 ENGLISH_STOP = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -103,13 +124,19 @@ class Vocabulary(dict):
         self[word] = number = len(self)
         return number
 
+    @staticmethod
+    def facts_of(word: str) -> tuple[int, ...]:
+        if word.isascii() and word.isalpha():
+            return len(word), 0, 1, 0, STOP.get(word, 0)
+        marks = not word[0].isalnum() and MARKS.issuperset(word)
+        letters = ALPHABETIC.search(word) is not None
+        unspaced = word[0] >= FIRST_UNSPACED and UNSPACED_UNIT.match(word) is not None
+        return len(word), marks, letters, unspaced, STOP.get(word, 0)
+
     def settle(self) -> np.ndarray:
         """The facts, the newest words' too."""
         if self.new:
-            rows = [
-                [len(word), MARKS.issuperset(word), ALPHABETIC.search(word) is not None, word[0] >= FIRST_UNSPACED
-                 and UNSPACED_UNIT.match(word) is not None, STOP.get(word, 0)] for word in self.new
-            ]  # fmt: skip
+            rows = list(map(self.facts_of, self.new))
             while len(self) > self.facts.shape[1]:
                 self.facts = np.concatenate([self.facts, np.zeros_like(self.facts)], axis=1)
             self.facts[:, len(self) - len(rows) : len(self)] = np.array(rows, np.int64).T
@@ -125,7 +152,10 @@ class Parts(dict):
         self.vocabulary = Vocabulary()
 
     def __missing__(self, part: str) -> bytes:
-        numbers = array("i", map(self.vocabulary.__getitem__, divide(part))).tobytes()
+        if part.isascii() and part.isalpha() and part not in ("cannot", "Cannot"):
+            numbers = self.vocabulary[part].to_bytes(4, sys.byteorder)
+        else:
+            numbers = array("i", map(self.vocabulary.__getitem__, divide(part))).tobytes()
         if len(part) < LONG:
             self[part] = numbers
         return numbers
