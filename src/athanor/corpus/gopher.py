@@ -82,12 +82,12 @@ class GopherQuality(Step):
                 return "too many ellipses"
         rows = text.splitlines()
         bullets = UNSPACED_BULLETS if found.unspaced else BULLETS
-        if self.max_bullets is not None and some(text, bullets, self.max_bullets * len(rows)):
-            if sum(row.lstrip().startswith(bullets) for row in rows) > self.max_bullets * len(rows):
-                return "mostly bullets"
-        if self.max_ellipses is not None and some(text, ELLIPSES, self.max_ellipses * len(rows)):
-            if sum(row.rstrip().endswith(ELLIPSES) for row in rows) > self.max_ellipses * len(rows):
-                return "lines that break off"
+        limit = len(rows) * (self.max_bullets if self.max_bullets is not None else 1)
+        if some(text, bullets, limit) and sum(row.lstrip().startswith(bullets) for row in rows) > limit:
+            return "mostly bullets"
+        limit = len(rows) * (self.max_ellipses if self.max_ellipses is not None else 1)
+        if some(text, ELLIPSES, limit) and sum(row.rstrip().endswith(ELLIPSES) for row in rows) > limit:
+            return "lines that break off"
         if self.min_alphabetic is not None and found.alphabetic < self.min_alphabetic * found.count:
             return "too few words with letters"
         if self.min_stop_words is not None and found.stop < self.min_stop_words:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class PrepareDocuments:
     """Writes documents.jsonl.zst and cleaning.json.
 
-        {"sources": {name: {"documents", "bytes", "licence", "skipped": {reason: n}}},
+        {"sources": {name: {"documents", "bytes", "licence", "skipped": {reason: n}, "faults": {kind: its first}}},
          "steps": [{"name", "only", "in", "out", "dropped": {reason: n}, "samples": {reason: [text]},
                     "counts": {what: n}}],
          "languages": {code: {"documents", "bytes"}}}
@@ -87,6 +87,7 @@ class PrepareDocuments:
                     **incoming[source.name],
                     "licence": source.licence,
                     "skipped": dict(source.skipped.most_common()),
+                    **({"faults": source.faults} if source.faults else {}),
                 }
                 for source in self.sources
             },

@@ -65,8 +65,10 @@ def divided(part: str) -> list[str]:
         if not part[0].isalnum() and (found := PREFIX.match(part)):
             head.append(found[0])
             part = part[found.end() :]
-        elif not last.isdecimal() and (not last.isalpha() or not part[-4:].isalpha()) and (
-            found := SUFFIX.search(part[-6:])
+        elif (
+            not last.isdecimal()
+            and (not last.isalpha() or not part[-4:].isalpha())
+            and (found := SUFFIX.search(part[-6:]))
         ):
             tail.append(found[0])
             part = part[: len(part) - len(found[0])]
