@@ -339,6 +339,7 @@ def pipeline(arguments: argparse.Namespace) -> None:
     from datatrove.pipeline import dedup
     from datatrove.pipeline import filters as theirs
     from datatrove.pipeline.extractors import Trafilatura
+    from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
 
     import athanor.runs.store
@@ -378,22 +379,21 @@ def pipeline(arguments: argparse.Namespace) -> None:
         peer.save(str(root / "tokenizer.json"))
         counts: dict[str, list[int]] = {"ours": [], "theirs": []}
 
-        def by_ours(part: list[str]) -> None:
+        def by_ours(source: Path) -> None:
             number = next(numbers)
-            source = root / f"{number}.jsonl"
-            source.write_text("".join(json.dumps({"html": SURROGATE.sub("?", markup)}) + "\n" for markup in part))
             steps = [ExtractHtml(), GopherRepetition(), GopherQuality(), C4(), NearDuplicates()]
             prepared, written = Context(root / f"{number}-documents"), Context(root / f"{number}-shards")
-            PrepareDocuments([JsonLines(str(source), "pages", html_key="html")], steps).run(prepared)
+            PrepareDocuments([JsonLines(str(source), "pages", html_key="text")], steps).run(prepared)
             WriteShards(str(prepared.directory), str(learnt.directory), validation_fraction=0.05).run(written)
             counts["ours"].append(sum(1 for _ in read_documents(prepared.directory / FILENAME)))
 
         extractor = Trafilatura()
         chain = [theirs.GopherRepetitionFilter(), theirs.GopherQualityFilter(), theirs.C4QualityFilter()]
 
-        def by_theirs(part: list[str]) -> None:
+        def by_theirs(source: Path) -> None:
             place = root / f"{next(numbers)}-theirs"
-            documents = (Theirs(extractor.extract(m) or "", str(n)) for n, m in enumerate(part))
+            read = JsonlReader(str(source.parent)).run(None, 0, 1)
+            documents = (Theirs(extractor.extract(page.text) or "", page.id) for page in read)
             for step in chain:
                 documents = step.run(documents, 0, 1)
             kept = list(documents)
@@ -417,7 +417,15 @@ def pipeline(arguments: argparse.Namespace) -> None:
                 counted(), 0, 1
             )
 
-        ours, peers = interleaved(sliced(markups, arguments.rounds), by_ours, by_theirs)
+        for text in texts:  # each side has seen words before, as a worker has after its first pages
+            GopherQuality().apply(Document("", text, "s"))
+            chain[1].filter(Theirs(text, ""))
+        parts = []
+        for number, part in enumerate(sliced(markups, arguments.rounds)):
+            (root / f"pages{number}").mkdir()
+            parts.append(root / f"pages{number}" / "pages.jsonl")
+            parts[-1].write_text("".join(json.dumps({"text": SURROGATE.sub("?", markup)}) + "\n" for markup in part))
+        ours, peers = interleaved(parts, by_ours, by_theirs)
         print(f"  {len(markups)} pages; documents kept in each round: {counts}")
         left = len(markups) - len(sliced(markups, arguments.rounds)[0])
         figure("pipeline_pages_per_second", left / sum(ours))

@@ -217,16 +217,25 @@ class Records(Source):
             for key, text in zip(self.text_keys, texts):
                 if not isinstance(text, str):
                     raise UserError(f"{where}: field {key!r} is {type(text).__name__}, not text; set another text_key.")
-            return SURROGATE.sub("\ufffd", "\n\n".join(texts)), {}
+            return mended("\n\n".join(texts)), {}
         encoded = record.get(f"{self.html_key}_b64")
         if encoded is None:
-            return SURROGATE.sub("\ufffd", field(record, self.html_key, where)), {"format": "html"}
+            return mended(field(record, self.html_key, where)), {"format": "html"}
         try:
             data = base64.b64decode(encoded, validate=True)
         except (binascii.Error, TypeError, ValueError):
             raise UserError(f"{where}: field '{self.html_key}_b64' is not base64; mend the record.") from None
         text, charset = decode_html(data)
         return text, {"format": "html", "charset": charset}
+
+
+def mended(text: str) -> str:
+    """Without the half pairs that JSON can spell; to encode is the fastest way to see that there are none."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return SURROGATE.sub("\ufffd", text)
 
 
 def field(record: dict, key: str, where: str) -> Any:

@@ -22,6 +22,7 @@ ABBREVIATION = (  # whose full stop ends no sentence
     r"(?:Mr|Mrs|Ms|Dr|Jr|Sr|St|Co|Corp|Inc|Ltd|Gen|Gov|Prof|Rep|Rev|Sen|Mt|Messrs|Bros|vs|Adm|Jan|"
     r"Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec|Calif|Colo|Conn|Fla|Mass|Mich|Minn|Miss|Okla|Ore|Pa|Tenn|Va|Wash|Wis)\."
 )
+ABBREVIATIONS = frozenset(f"{name}." for name in ABBREVIATION[3:-3].split("|"))
 ABBREVIATED = re.compile(rf"{ABBREVIATION}|(?:[A-Za-z]\.)+|[\w.]+@[\w.-]+|\):|and/or|\.+")
 SHORT_FORM = re.compile(
     r"([A-Za-z]+?)(n['’]t)|(I|[Yy]ou|[Hh]e|[Ss]he|[Ii]t|[Ww]e|[Tt]hey|[Tt]h(?:at|ere)|[Ww]h(?:o|at|en|ere|y)|[Hh]ow)"
@@ -147,17 +148,28 @@ class Vocabulary(dict):
 
 
 class Parts(dict):
-    """What stands between two spaces -> the numbers of its words, as the bytes of an int32 array."""
+    """What stands between two spaces -> the numbers of its words, as the bytes of an int32 array.
+
+    Most are a word, or a word and a mark, and need no dividing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.vocabulary = Vocabulary()
 
     def __missing__(self, part: str) -> bytes:
-        if part.isascii() and part.isalpha() and part not in ("cannot", "Cannot"):
-            numbers = self.vocabulary[part].to_bytes(4, sys.byteorder)
+        vocabulary, word = self.vocabulary, part[:-1]
+        if not part.isascii() or part.startswith(("cannot", "Cannot")):
+            numbers = array("i", map(vocabulary.__getitem__, divide(part))).tobytes()
+        elif part.isalpha():
+            numbers = vocabulary[part].to_bytes(4, sys.byteorder)
+        elif word.isalpha() and (
+            part[-1] in ",;:!?)"
+            or (part[-1] == "." and len(word) > 1 and word[-1].islower() and part not in ABBREVIATIONS)
+        ):
+            numbers = vocabulary[word].to_bytes(4, sys.byteorder) + vocabulary[part[-1]].to_bytes(4, sys.byteorder)
         else:
-            numbers = array("i", map(self.vocabulary.__getitem__, divide(part))).tobytes()
+            numbers = array("i", map(vocabulary.__getitem__, divide(part))).tobytes()
         if len(part) < LONG:
             self[part] = numbers
         return numbers
