@@ -1,6 +1,6 @@
 """Cleaning beside its peers, on the shared data: what is found, the same decisions, and how much faster.
 
-    pip install -e '.[peers]'        # or pip install --target PEERS datatrove spacy beautifulsoup4, and --peers PEERS
+    pip install -e '.[peers]'        # or --peers FOLDER, made by pip install --target FOLDER ...
     python benchmarks/corpus.py [--data DIRECTORY] [--rounds 3] [--megabytes 4] [PART ...]
 
 Parts: extraction, filters, duplicates, planted, pipeline; and scale, up to a million synthetic documents, if named.

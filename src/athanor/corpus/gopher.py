@@ -176,7 +176,7 @@ class Runs:
 
     def __init__(self, found: Words):
         self.lengths = found.lengths
-        self.longest = int(self.lengths.max(initial=0))
+        self.ends = np.concatenate([[0], np.cumsum(self.lengths)])
         self.words = mixed(found.numbers.astype(np.uint64) + GAMMA)
         self.most: int | None = None  # occurrences of the most frequent pair of words
         self.covered: dict[int, int] = {}
@@ -193,12 +193,12 @@ class Runs:
             return 0
         if self.most is None:
             self.most = int(occurrences(np.sort(self.hashes(2)))[1].max())
-        if n >= 2 and self.most * (n * (self.longest + 1) - 1) <= limit:
+        if n >= 2 and self.most * (int((self.ends[n:] - self.ends[:-n]).max()) + n - 1) <= limit:
             return 0
         keys = self.hashes(n)
         distinct, counts = occurrences(np.sort(keys))
         most = int(counts.max())
-        start = 0 if most == 1 else int(np.isin(keys, distinct[counts == most]).argmax())
+        start = 0 if most == 1 else int(among(keys, distinct[counts == most]).argmax())
         return int(self.lengths[start : start + n].sum() + n - 1) * most
 
     def repeated(self, n: int, limit: float) -> int:
@@ -228,13 +228,18 @@ class Runs:
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if not len(repeated):
             return 0
-        places = np.flatnonzero(np.isin(keys, repeated))
+        places = np.flatnonzero(among(keys, repeated))
         order = np.argsort(keys[places], kind="stable")
         again = places[order[1:]][keys[places[order[1:]]] == keys[places[order[:-1]]]]
         steps = np.zeros(len(self.words) + 1, np.int64)
         np.add.at(steps, again, 1)
         np.add.at(steps, again + n, -1)
         return int(self.lengths[np.cumsum(steps)[:-1] > 0].sum())
+
+
+def among(keys: np.ndarray, few: np.ndarray) -> np.ndarray:
+    """Which of the keys are among a few in order; np.isin would sort all of them again."""
+    return few[np.searchsorted(few, keys).clip(max=len(few) - 1)] == keys
 
 
 def occurrences(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

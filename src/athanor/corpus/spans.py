@@ -3,8 +3,8 @@
 What Lee et al. (2022, arXiv:2107.06499) find with a suffix array, here in one pass over a stream: a text is cut in
 blocks of N/2 units, remembered by their hashes. Each run of N units holds such a block whole; from a block that is met
 again the run is followed to both sides, unit by unit, through the numbers of all units read, which wait on disk (8
-bytes a unit; in memory are about 100 for each N/2). A run is missed only if each block in it had stood in PLACES other places
-before. Units are compared by 64-bit hashes; letter case, white space and marks between them are ignored.
+bytes a unit; in memory are about 100 for each N/2). A run is missed only if each block in it had stood in PLACES other
+places before. Units are compared by 64-bit hashes; letter case, white space and marks between them are ignored.
 """
 
 import tempfile

@@ -104,6 +104,7 @@ STOP = {
     word: place
     for place, word in enumerate([*ENGLISH_STOP, *"的一是了在不和有这這也就为為之以于於而其与與我他你那"], 1)
 }
+ENGLISH_STOP_END, LAST_STOP = len(ENGLISH_STOP) + 1, len(STOP)
 ALPHABETIC = re.compile(r"[^\W\d_]")
 FIRST_UNSPACED = "\u0e00"
 MOST = 1 << 19  # words, and parts between spaces, to remember
@@ -113,13 +114,13 @@ LONG = 40  # characters of a part that will hardly recur
 class Vocabulary(dict):
     """Words -> their numbers, from 0 as they come, and what is known of each word.
 
-    facts: int64 [5, words and some room]: characters; 1 for marks; 1 for words with a letter; 1 for characters of
-    scripts without spaces; 1 + the position in STOP, or 0.
+    facts: int32 [6, words and some room]: characters; the same, but 0 for marks; 1 for marks; 1 for words with a letter;
+    1 for characters of scripts without spaces; 1 + the position in STOP, or 0.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.facts = np.zeros((5, 1 << 12), np.int64)
+        self.facts = np.zeros((6, 1 << 12), np.int32)
         self.new: list[str] = []
 
     def __missing__(self, word: str) -> int:
@@ -130,11 +131,11 @@ class Vocabulary(dict):
     @staticmethod
     def facts_of(word: str) -> tuple[int, ...]:
         if word.isascii() and word.isalpha():
-            return len(word), 0, 1, 0, STOP.get(word, 0)
+            return len(word), len(word), 0, 1, 0, STOP.get(word, 0)
         marks = not word[0].isalnum() and MARKS.issuperset(word)
         letters = ALPHABETIC.search(word) is not None
         unspaced = word[0] >= FIRST_UNSPACED and UNSPACED_UNIT.match(word) is not None
-        return len(word), marks, letters, unspaced, STOP.get(word, 0)
+        return len(word), 0 if marks else len(word), marks, letters, unspaced, STOP.get(word, 0)
 
     def settle(self) -> np.ndarray:
         """The facts, the newest words' too."""
@@ -142,7 +143,7 @@ class Vocabulary(dict):
             rows = list(map(self.facts_of, self.new))
             while len(self) > self.facts.shape[1]:
                 self.facts = np.concatenate([self.facts, np.zeros_like(self.facts)], axis=1)
-            self.facts[:, len(self) - len(rows) : len(self)] = np.array(rows, np.int64).T
+            self.facts[:, len(self) - len(rows) : len(self)] = np.array(rows, np.int32).T
             self.new = []
         return self.facts
 
@@ -189,14 +190,14 @@ class Words:
 
     def __init__(self, text: str, parts: Parts):
         self.numbers = np.frombuffer(b"".join(map(parts.__getitem__, text.split())), np.int32)
-        facts = parts.vocabulary.settle()[:, self.numbers]
+        facts = parts.vocabulary.settle().take(self.numbers, axis=1)
         self.lengths = facts[0]
         self.count = len(self.numbers)
-        letters, self.marks, self.alphabetic, unspaced = facts[:4].sum(1).tolist()
-        self.characters = letters - int(self.lengths[facts[1] > 0].sum())
+        _, self.characters, self.marks, self.alphabetic, unspaced, _ = facts.sum(1).tolist()
         self.unspaced = 2 * unspaced > self.count - self.marks
-        stop = set(np.flatnonzero(np.bincount(facts[4], minlength=1)).tolist()) - {0}
-        self.stop = sum((place > len(ENGLISH_STOP)) == self.unspaced for place in stop)
+        stop = np.bincount(facts[5], minlength=LAST_STOP + 1) > 0
+        first, last = (ENGLISH_STOP_END, LAST_STOP + 1) if self.unspaced else (1, ENGLISH_STOP_END)
+        self.stop = int(np.count_nonzero(stop[first:last]))
 
 
 remembered = Parts()
