@@ -50,13 +50,17 @@ def rare(module: str) -> Any:
         ) from None
 
 
-MONTHS = "January February March April May June July August September October November December".split()  # noqa: SIM905
+MONTHS = """
+    January February March April May June July August September October November December
+    """.split()  # noqa: SIM905
 MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" if len(month) > 3 else month for month in MONTHS)
 DATE = re.compile(
     rf"\b(?P<month>{MONTH})\.?\s(?P<day>\d\d?)(?:st|nd|rd|th)?,?\s(?P<year>[12]\d{{3}})\b"
     rf"|\b(?P<day2>\d\d?)(?:st|nd|rd|th)?\s(?:of\s)?(?P<month2>{MONTH})\.?,?\s(?P<year2>[12]\d{{3}})\b"
-    r"|(?<![\d/])(?P<year3>[12]\d{3})\s?(?:年\s?|/)(?P<month3>\d\d?)\s?(?:月\s?|/)(?P<day3>\d\d?)(?:\s?[日号號]|(?![\d/]))"
-    r"|(?P<year4>[一二][〇零一二三四五六七八九]{3})年(?P<month4>十[一二]?|[一二三四五六七八九])月(?P<day4>[一二三]?十[一二三四五六七八九]?|[一二三四五六七八九])[日号號]"
+    r"|(?<![\d/])(?P<year3>[12]\d{3})\s?(?:年\s?|/)(?P<month3>\d\d?)\s?(?:月\s?|/)(?P<day3>\d\d?)"
+    r"(?:\s?[日号號]|(?![\d/]))"
+    r"|(?P<year4>[一二][〇零一二三四五六七八九]{3})年(?P<month4>十[一二]?|[一二三四五六七八九])月"
+    r"(?P<day4>[一二三]?十[一二三四五六七八九]?|[一二三四五六七八九])[日号號]"
 )
 DIGITS = {digit: number % 10 for number, digit in enumerate("零一二三四五六七八九")} | {"〇": 0}
 THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")

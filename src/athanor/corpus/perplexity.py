@@ -1,7 +1,7 @@
 """Texts that a trained model of this project finds too surprising, or not at all: garbage, and boilerplate.
 
-As CCNet does with n-gram models (Wenzek et al. 2020, arXiv:1911.00359), but in bits per byte, which models with different
-tokenizers share and which one limit can be set for in both languages:
+As CCNet does with n-gram models (Wenzek et al. 2020, arXiv:1911.00359), but in bits per byte, which do not depend on
+the tokenizer:
 
     bits per byte = -(sum of log2 p of the tokens, the end of the document among them) / bytes of UTF-8
 """

@@ -114,8 +114,8 @@ LONG = 40  # characters of a part that will hardly recur
 class Vocabulary(dict):
     """Words -> their numbers, from 0 as they come, and what is known of each word.
 
-    facts: int32 [6, words and some room]: characters; the same, but 0 for marks; 1 for marks; 1 for words with a letter;
-    1 for characters of scripts without spaces; 1 + the position in STOP, or 0.
+    facts: int32 [6, words and some room]: characters; the same, but 0 for marks; 1 for marks; 1 for words with a
+    letter; 1 for characters of scripts without spaces; 1 + the position in STOP, or 0.
     """
 
     def __init__(self) -> None:
