@@ -15,7 +15,6 @@ import json
 import os
 import random
 import re
-import resource
 import statistics
 import sys
 import tempfile
@@ -328,7 +327,7 @@ class Context:
 
 
 def pipeline(arguments: argparse.Namespace) -> None:
-    """Pages to shards: extraction, Gopher's and C4's filters, MinHash, tokens on disk; each side by its own defaults.
+    """Pages to shards: extraction, filters of Gopher, C4 and FineWeb, MinHash, tokens; each side by its own defaults.
 
     datatrove's steps run in this process, without its executor and its sandbox for extraction, and hand documents on in
     memory; ours are two jobs as `athanor prepare` runs them, with documents.jsonl.zst between them.
@@ -381,7 +380,7 @@ def pipeline(arguments: argparse.Namespace) -> None:
 
         def by_ours(source: Path) -> None:
             number = next(numbers)
-            steps = [ExtractHtml(), GopherRepetition(), GopherQuality(), C4(), NearDuplicates()]
+            steps = [ExtractHtml(), GopherRepetition(), GopherQuality(), C4(), FineWeb(), NearDuplicates()]
             prepared, written = Context(root / f"{number}-documents"), Context(root / f"{number}-shards")
             PrepareDocuments([JsonLines(str(source), "pages", html_key="text")], steps).run(prepared)
             WriteShards(str(prepared.directory), str(learnt.directory), validation_fraction=0.05).run(written)
@@ -389,6 +388,7 @@ def pipeline(arguments: argparse.Namespace) -> None:
 
         extractor = Trafilatura()
         chain = [theirs.GopherRepetitionFilter(), theirs.GopherQualityFilter(), theirs.C4QualityFilter()]
+        chain.append(theirs.FineWebQualityFilter())
 
         def by_theirs(source: Path) -> None:
             place = root / f"{next(numbers)}-theirs"
@@ -446,11 +446,13 @@ def scale(arguments: argparse.Namespace) -> None:
                 words = [*words[:-1], rng.choice(vocabulary)]
             yield Document(str(number), " ".join(words), "s")
 
-    for name, make in (("simhash", SimilarDuplicates), ("minhash", NearDuplicates)):
+    for name, make in (("minhash", NearDuplicates), ("simhash", SimilarDuplicates)):
         for count in (10_000, 100_000, arguments.documents):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
             spent = seconds(lambda count=count, make=make: sum(1 for _ in make()(documents(count))))
+            peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
             figure(f"scale_{name}_{count}_microseconds_per_document", 1e6 * spent / count)
-            figure(f"scale_{name}_{count}_peak_gib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+            figure(f"scale_{name}_{count}_peak_gib", int(peak.split()[1]) / 2**20)
 
 
 def main() -> None:

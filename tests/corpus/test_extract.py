@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from corpus_harness import CHINESE, ENGLISH, document
 
+from athanor.corpus.article import without_scripts
 from athanor.corpus.extract import ExtractHtml, decode_html
 from athanor.errors import UserError
 
@@ -80,6 +81,16 @@ def test_headings_lists_tables_and_code_of_an_article():
     assert ExtractHtml().apply(document(page, format="html")).text.split("\n") == lines
     without = [line for line in lines if line != "a 1"]
     assert ExtractHtml(tables=False).apply(document(page, format="html")).text.split("\n") == without
+
+
+def test_scripts_and_comments_are_cut_as_a_browser_sees_them():
+    """A script named in a comment hides nothing, one without an end is left to the parser, linked data stays."""
+    assert without_scripts("a<script>x</script >b<STYLE x='y'>p</STYLE>c<!-- <script> -->d</script>") == "abcd</script>"
+    assert without_scripts("<script type='application/ld+json'>{}</script><script>'<!--'</script>x<!-- y") == (
+        "<script type='application/ld+json'>{}</script>x<!-- y"
+    )
+    assert without_scripts("a<scripted>b</script>") == "a<scripted>b</script>"
+    assert without_scripts("a<script>b</script") == "a"
 
 
 def test_strange_markup():

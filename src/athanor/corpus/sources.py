@@ -79,9 +79,10 @@ class Source:
     def __iter__(self) -> Iterator[Document]:
         size = 0
         for document in self.documents() if self.broken == "stop" else self.whole_documents():
-            size += len(document.text.encode("utf-8", "replace"))
-            if self.max_bytes is not None and size > self.max_bytes:
-                return
+            if self.max_bytes is not None:
+                size += document.size
+                if size > self.max_bytes:
+                    return
             yield document
 
     def whole_documents(self) -> Iterator[Document]:
