@@ -17,10 +17,6 @@ GONE = """
     script style noscript template iframe svg canvas object embed audio video button input select textarea nav footer
     aside menu dialog map head title
     """.split()  # noqa: SIM905
-INLINE = """
-    span b i em strong font u s small big sub sup abbr acronym cite code q time mark kbd samp var ins del dfn tt
-    strike nobr wbr bdo bdi ruby rb rt rp data picture source img label
-    """.split()  # noqa: SIM905
 HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 ITEMS = frozenset(("p", "li", "tr", "pre", "dd", "dt", "blockquote"))  # what keeps a short passage of an article
 ASIDE = frozenset(("header", "form", "figure", "figcaption"))
@@ -37,8 +33,7 @@ SURROUNDINGS = re.compile(
     r"paginat|pager|copyright|disclaimer|hidden|(?<![a-z])meta(?![a-z])|more-?_?(?:from|on|stories|news|articles)|"
     r"most-?_?(?:read|popular|viewed)|trending|popular|outbrain|taboola|sign-?up|login|masthead|skip|timestamp|dateline|"
     r"pubdate|(?<![a-z])date(?![a-z])|credit|read-?_?(?:more|next)|also-?(?:read|like)|see-?also|topics|feedback|teaser|"
-    r"gallery|carousel|slideshow|video-|player|noprint|toc(?![a-z])|jump|gdpr|consent|edit-?section",
-    re.IGNORECASE,
+    r"gallery|carousel|slideshow|video-|player|noprint|toc(?![a-z])|jump|gdpr|consent|edit-?section"
 )
 BODY = re.compile(
     r"(?:article|entry|post|story|news)[-_]*(?:inner[-_]*)?(?:body|content|text)(?![a-z])|body[-_]?content",
@@ -61,12 +56,18 @@ class Passage(NamedTuple):
     tag: str
 
 
-@lru_cache(1 << 14)
 def named(names: str) -> str:
     """ "body" or "surroundings" by an element's classes and id, or ""."""
-    if BODY.search(names):
+    kinds = set(map(meaning, names.split()))
+    return "body" if "body" in kinds else "surroundings" if "surroundings" in kinds else ""
+
+
+@lru_cache(1 << 16)
+def meaning(name: str) -> str:
+    lower = name.lower()
+    if BODY.search(lower):
         return "body"
-    return "surroundings" if SURROUNDINGS.search(names) else ""
+    return "surroundings" if SURROUNDINGS.search(lower) else ""
 
 
 class Page:
@@ -82,7 +83,6 @@ class Page:
 
     def __init__(self, root: etree._Element, tables: bool = True):
         etree.strip_elements(root, *GONE, with_tail=False)
-        etree.strip_tags(root, *INLINE)
         self.parents: list[int] = []
         self.ends: list[int] = []
         self.marks: list[str] = []

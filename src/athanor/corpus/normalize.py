@@ -94,8 +94,8 @@ class Normalize(Step):
     collapse_spaces: make one space of several between words. Not for code and tables.
     mojibake: repair text that was decoded with the wrong charset, such as â€œ for “ (ftfy). Entities stay.
     half_width: make ASCII of full-width letters and digits.
-    dates: write as 2019-03-07 what is March 7, 2019; 7 March 2019; 2019/3/7; 2019年3月7日; 二〇一九年三月七日. Of numbers
-        such as 7/3/2019 nobody can tell the month, and they stay.
+    dates: write as 2019-03-07 what is March 7, 2019; 7 March 2019; 2019/3/7; 2019年3月7日; 二〇一九年三月七日.
+        Of 7/3/2019 nobody can tell the month, and it stays.
     numbers: write 1,234,567 as 1234567.
     script: convert Chinese characters, phrase by phrase (OpenCC); "und" and Chinese documents only.
     """
