@@ -82,12 +82,12 @@ class C4(Step):
         kept: list[str] = []
         count = 0
         asked = self.asked(document.text)
-        plain = not asked and self.max_word_length is not None and self.terminal_punctuation
+        plain = (self.max_word_length or 0) if not asked and self.terminal_punctuation else -1
         cited = self.citations and "[" in document.text
         for line in document.text.splitlines():
             whole = line.strip()
             line = CITATION.sub("", whole) if cited and "[" in whole else whole
-            if plain and not line.endswith(END) and len(line) <= self.max_word_length:  # most lines that go, at once
+            if len(line) <= plain and not line.endswith(END):  # most lines that go, at once
                 self.counts["lines without terminal punctuation"] += 1
                 continue
             reason = self.why_not(line, whole, asked)
