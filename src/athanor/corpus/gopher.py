@@ -193,11 +193,14 @@ class Runs:
             return 0
         if self.most is None:
             self.most = int(occurrences(np.sort(self.hashes(2)))[1].max())
-        if n >= 2 and self.most * (int((self.ends[n:] - self.ends[:-n]).max()) + n - 1) <= limit:
+        longest = self.longest(n) + n - 1
+        if n >= 2 and self.most * longest <= limit:
             return 0
         keys = self.hashes(n)
         distinct, counts = occurrences(np.sort(keys))
         most = int(counts.max())
+        if most * longest <= limit:
+            return 0
         start = 0 if most == 1 else int(among(keys, distinct[counts == most]).argmax())
         return int(self.lengths[start : start + n].sum() + n - 1) * most
 
@@ -207,7 +210,7 @@ class Runs:
             if shorter <= n and characters <= limit:
                 return 0
         if n not in self.covered:
-            self.covered[n] = self.cover(n)
+            self.covered[n] = self.cover(n, limit)
             if self.covered[n] <= limit:
                 return 0
         keys, lengths = self.hashes(n).tolist(), self.lengths.tolist()
@@ -221,13 +224,20 @@ class Runs:
                 position += 1
         return characters
 
-    def cover(self, n: int) -> int:
-        """Characters of the words that lie in a run which occurred before: no less than `repeated` of n and more."""
+    def longest(self, n: int) -> int:
+        """Characters of the words of the longest run."""
+        return int((self.ends[n:] - self.ends[:-n]).max())
+
+    def cover(self, n: int, limit: float) -> int:
+        """No less than the characters of the words that lie in a run which occurred before, and so no less than
+        `repeated` of n and more; exactly these if more than `limit`."""
         keys = self.hashes(n)
         ordered = np.sort(keys)  # much faster than to sort positions, and few runs recur
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if not len(repeated):
             return 0
+        if (bound := len(repeated) * self.longest(n)) <= limit:
+            return bound
         places = np.flatnonzero(among(keys, repeated))
         order = np.argsort(keys[places], kind="stable")
         again = places[order[1:]][keys[places[order[1:]]] == keys[places[order[:-1]]]]
