@@ -110,7 +110,7 @@ def test_a_classifier_tells_sides_apart_in_both_languages(sides, job):
     assert (again / "classifier.npy").read_bytes() == (folder / "classifier.npy").read_bytes()
 
 
-def test_a_classifier_of_one_side_says_so(sides, context, monkeypatch, job):
+def test_a_classifier_of_one_side_says_so(sides, context, job):
     write_documents(context.directory / "documents.jsonl.zst", [document(ENGLISH)])
     with pytest.raises(UserError, match="the texts are not of both sides"):
         job("one", TrainClassifier(str(context.directory), str(context.directory), bits=8))

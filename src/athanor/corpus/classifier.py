@@ -80,7 +80,8 @@ class TrainClassifier:
                 measured = held_out(document.text, self.held_out)
                 texts[measured].append(document.text)
                 labels[measured].append(label)
-                run.progress.update(len(texts[True]) + len(texts[False]), 0 or len(texts[True]) + len(texts[False]))
+                count = len(texts[True]) + len(texts[False])
+                run.progress.update(count, count)
         for part in (True, False):
             if set(labels[part]) != {0, 1}:
                 raise UserError(
