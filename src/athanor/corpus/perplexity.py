@@ -8,7 +8,6 @@ the tokenizer:
 
 import math
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from athanor.corpus.documents import Document
@@ -39,7 +38,9 @@ class Scorer:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(Path(self.run) / FILENAME)
+        from athanor.runs.store import open_run
+
+        return Tokenizer(open_run(self.run).path(FILENAME))
 
     def bits(self, text: str) -> tuple[float, int]:
         """(of the tokens read, the bytes they stand for). A text longer than the context is read in pieces."""
