@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class PrepareDocuments:
     """Writes documents.jsonl.zst and cleaning.json.
 
-        {"sources": {name: {"documents", "bytes", "licence", "skipped": {reason: n}}},
+        {"sources": {name: {"documents", "bytes", "licence", "skipped": {reason: n}, "faults": {kind: its first}}},
          "steps": [{"name", "only", "in", "out", "dropped": {reason: n}, "samples": {reason: [text]},
                     "counts": {what: n}}],
          "languages": {code: {"documents", "bytes"}}}
@@ -53,7 +53,7 @@ class PrepareDocuments:
             done = 0
             for source in self.sources:
                 for document in source:
-                    incoming[source.name].update(documents=1, bytes=size(document))
+                    incoming[source.name].update(documents=1, bytes=document.size)
                     run.progress.update(done + source.bytes_read, total, documents=passed[0], kept=passed[-1])
                     yield document
                 done += source.bytes_total
@@ -71,7 +71,7 @@ class PrepareDocuments:
                         f"source {document.source} has web pages that are still markup; "
                         "add the step athanor.corpus.extract.ExtractHtml."
                     )
-                languages.setdefault(document.language, Counter()).update(documents=1, bytes=size(document))
+                languages.setdefault(document.language, Counter()).update(documents=1, bytes=document.size)
                 yield document
             if not passed[-1]:
                 raise UserError(self.why_empty(passed[0]))
@@ -87,6 +87,7 @@ class PrepareDocuments:
                     **incoming[source.name],
                     "licence": source.licence,
                     "skipped": dict(source.skipped.most_common()),
+                    **({"faults": source.faults} if source.faults else {}),
                 }
                 for source in self.sources
             },
@@ -127,7 +128,3 @@ class PrepareDocuments:
             f"no document is left of {documents}: step {step.name!r} dropped the most, {step.dropped.total()}, "
             f"of which {count} for {reason!r}; loosen it."
         )
-
-
-def size(document: Document) -> int:
-    return len(document.text.encode("utf-8", "replace"))
