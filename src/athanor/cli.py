@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from athanor.progress import Progress
     from athanor.runs.run import Run
     from athanor.sweeps.ablation import Ablation
+    from athanor.sweeps.trials import Trials
 
 VERBS = {
     "prepare": "make data: documents, tokenizers, shards, tasks",
@@ -23,8 +24,8 @@ VERBS = {
     "evaluate": "measure a model",
     "plan": "say what a training will need: parameters, memory, time",
     "pipeline": "run chained experiments and write their report",
-    "sweep": "run the members of an ablation, or one of them",
-    "submit": "send an experiment, a pipeline or an ablation to SLURM",
+    "sweep": "run the members of an ablation, or the trials of a search",
+    "submit": "send an experiment, a pipeline, an ablation or a search to SLURM",
     "jobs": "list the jobs sent to SLURM, and how far their runs are",
     "cancel": "end jobs; a training saves itself first",
     "runs": "list the runs",
@@ -97,7 +98,8 @@ def _dispatch(words: list[str]) -> int:
         "report": _report,
         "export": _export,
     }
-    training = verb == "train" or (verb == "sweep" and any(word.startswith("member=") for word in words))
+    own = ("member=", "worker=", "trial=")
+    training = verb == "train" or (verb == "sweep" and any(word.startswith(own) for word in words))
     with signals.handled(note=training or "--inputs" in words):
         return action[verb](words) if verb in action else _experiment(verb, words)
 
@@ -218,7 +220,10 @@ def _pipeline(words: list[str]) -> int:
 
 
 def _sweep(words: list[str]) -> int:
-    parser = _parser("sweep", "ablation=NAME [member=K] [key=value ...]", experiments=True)
+    if any(word.startswith("search=") for word in words):
+        return _search(words)
+    usage = "ablation=NAME [member=K] [key=value ...] | search=NAME [worker=K] [key=value ...]"
+    parser = _parser("sweep", usage, experiments=True)
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="members at a time; default 1")
     parser.add_argument("--retries", type=int, default=1, metavar="N", help="for a member that fails; default 1")
     parser.add_argument("--list", action="store_true", dest="listed", help="show the members and stop")
@@ -267,6 +272,88 @@ def _sweep(words: list[str]) -> int:
         print(f"not begun: {len(ending.left)}; {ending.reason}")
     print(f"report: {composed.report_command}")
     return 0 if done == len(composed) else 1
+
+
+def _search(words: list[str]) -> int:
+    parser = _parser("sweep", "search=NAME [worker=K | trial=K] [key=value ...]", experiments=True)
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time; default 1")
+    parser.add_argument(
+        "--retries", type=int, default=1, metavar="N", help="for a trial that fails or whose process dies; default 1"
+    )
+    parser.add_argument("--list", action="store_true", dest="listed", help="show the trials and stop")
+    parser.add_argument("--json", action="store_true", help="with --list: a line of JSON for each")
+    parser.add_argument("--inputs", action="store_true", help="make what all trials read and stop")
+    parser.add_argument("--check", action="store_true", help="compose and check the ends of the space and stop")
+    options = parser.parse_intermixed_args(words)
+    chosen, overrides = _named(options.overrides, "sweep", "search", "worker", "trial")
+    for key in ("worker", "trial"):
+        if key in chosen and not chosen[key].isdigit():
+            raise UserError(f"{key}={chosen[key]} must be a number")
+
+    from athanor.sweeps import search
+
+    composed = search.load(chosen["search"], overrides)
+    if options.check:
+        composed.validate()
+        ends = ", ".join(composed.space)
+        print(f"ok {composed.name}: {composed.trials} trials of {composed.base} over {ends}\n{_short(composed.directory)}")
+        return 0
+
+    from athanor.sweeps import searching, trials
+
+    if options.listed:
+        _trials(trials.Trials(composed), options.json)
+        return 0
+    if "worker" in chosen:
+        ended = searching.work(composed, retries=options.retries, say=lambda text: print(text, flush=True))
+        print(f"{composed.name}: {ended} trials ended here, and none is left to take")
+        return 0
+    if "trial" in chosen or options.inputs:
+        with _progress(composed.first) as progress:
+            made = (
+                searching.make_inputs(composed, progress)
+                if options.inputs
+                else searching.make_trial(composed, int(chosen["trial"]), progress)
+            )
+        for run in made:
+            print(f"{run.id}  {run.status}  {_short(run.directory)}")
+        return 0
+    with _progress(composed.first) as progress:
+        ending = searching.search_here(
+            composed, workers=options.workers, retries=options.retries, progress=progress
+        )  # fmt: skip
+    counts = ending.counts
+    done = counts["complete"] + counts["pruned"]
+    print(
+        f"{composed.name}: {done} of {counts['all']} trials finished, {counts['pruned']} of them pruned; "
+        f"{ending.before} before"
+    )
+    for text in ending.failed:
+        print(f"failed: {text}")
+    if ending.left and done < counts["all"]:
+        print(f"not begun: {counts['waiting']}; {ending.left}")
+    if best := trials.Trials(composed).best():
+        print(f"best: {composed.metric.name} {_number(best.value)}, trial {best.number}: {trials.described(best.params)}")
+    print(f"report: {composed.report_command}")
+    return 0 if done == counts["all"] else 1
+
+
+def _trials(found: Trials, as_json: bool) -> None:
+    space = list(found.search.space)
+    rows: list[tuple[str, ...]] = [("trial", "status", *space, found.search.metric.name, "run")]
+    for trial in found.all():
+        member = next(iter(found.members(trial)), None)
+        run = f"{member.target.name}/{member.target.fingerprint}" if member else ""
+        status = trial.state.name.lower() + (" (no worker)" if found.lost(trial) else "")
+        if as_json:
+            import json
+
+            shown = {"trial": trial.number, "status": status, "point": trial.params, "value": trial.value}
+            print(json.dumps({**shown, **trial.user_attrs, "run": run}, ensure_ascii=False))
+        point = (str(trial.params.get(key, "")) for key in space)
+        rows.append((str(trial.number), status, *point, "" if trial.value is None else _number(trial.value), run))
+    if not as_json:
+        _table(rows)
 
 
 def _members(composed: Ablation, as_json: bool) -> None:
@@ -502,6 +589,8 @@ def _reproduce(words: list[str]) -> int:
 def _report(words: list[str]) -> int:
     if any(word.startswith("ablation=") for word in words):
         return _ablation_report(words)
+    if any(word.startswith("search=") for word in words):
+        return _search_report(words)
     parser = _parser("report", "RUN_OR_PIPELINE [-o FILE]")
     parser.add_argument("source", help=f"a pipeline's name or folder, or {RUN_HELP}")
     parser.add_argument("-o", "--output", help="where to write it; default: report.html in its folder")
@@ -537,6 +626,24 @@ def _ablation_report(words: list[str]) -> int:
             print(f"{level.factor} {level.label}: {level.verdict}")
     for path in page.write(found, found.ablation.directory):
         print(_short(path))
+    return 0
+
+
+def _search_report(words: list[str]) -> int:
+    parser = _parser("report", "search=NAME [key=value ...]", experiments=True)
+    chosen, overrides = _named(parser.parse_intermixed_args(words).overrides, "report", "search")
+
+    from athanor.sweeps import found, search, trials
+
+    results = found.gather(trials.Trials(search.load(chosen["search"], overrides)))
+
+    from athanor.report import search as page
+
+    for path in page.write(results, results.search.directory):
+        print(_short(path))
+    if results.best:
+        written = found.write_best(results)
+        print(f"{_short(written)}\nbest: {results.best_line}\nagain: {results.best_command}")
     return 0
 
 
