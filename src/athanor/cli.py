@@ -31,7 +31,9 @@ VERBS = {
     "runs": "list the runs",
     "scaling": "fit a scaling law to finished trainings",
     "lineage": "walk from a run back to its raw documents, looking at every file",
-    "reproduce": "rerun a run and compare every output",
+    "reproduce": "rerun a run, or a recorded result, and compare",
+    "record": "write an experiment's measured result beside it",
+    "verify": "rerun all recorded results and say what has drifted",
     "report": "write the page about a run or a pipeline",
     "export": "write a run's model and tokenizer in the form of Hugging Face",
 }
@@ -46,7 +48,8 @@ Raw text to an aligned, evaluated language model, with a lineage for every numbe
 
   athanor pipeline experiment=pipelines/demo
 
-Exit codes: 0 done, 1 failed, 2 something to correct, 75, 130 or 143 interrupted (the same command goes on)."""
+Exit codes: 0 done, 1 failed, 2 something to correct, 3 reproduced but not bit for bit,
+75, 130 or 143 interrupted (the same command goes on)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +98,8 @@ def _dispatch(words: list[str]) -> int:
         "scaling": _scaling,
         "lineage": _lineage,
         "reproduce": _reproduce,
+        "record": _record,
+        "verify": _verify,
         "report": _report,
         "export": _export,
     }
@@ -296,7 +301,9 @@ def _search(words: list[str]) -> int:
     if options.check:
         composed.validate()
         ends = ", ".join(composed.space)
-        print(f"ok {composed.name}: {composed.trials} trials of {composed.base} over {ends}\n{_short(composed.directory)}")
+        print(
+            f"ok {composed.name}: {composed.trials} trials of {composed.base} over {ends}\n{_short(composed.directory)}"
+        )
         return 0
 
     from athanor.sweeps import searching, trials
@@ -333,7 +340,9 @@ def _search(words: list[str]) -> int:
     if ending.left and done < counts["all"]:
         print(f"not begun: {counts['waiting']}; {ending.left}")
     if best := trials.Trials(composed).best():
-        print(f"best: {composed.metric.name} {_number(best.value)}, trial {best.number}: {trials.described(best.params)}")
+        print(
+            f"best: {composed.metric.name} {_number(best.value)}, trial {best.number}: {trials.described(best.params)}"
+        )
     print(f"report: {composed.report_command}")
     return 0 if done == counts["all"] else 1
 
@@ -371,18 +380,25 @@ def _members(composed: Ablation, as_json: bool) -> None:
 
 
 def _submit(words: list[str]) -> int:
-    usage = "VERB experiment=NAME cluster=NAME [key=value ...] | sweep ablation=NAME cluster=NAME [--at-once N] [...]"
+    usage = (
+        "VERB experiment=NAME cluster=NAME [key=value ...] | sweep ablation=NAME cluster=NAME [--at-once N] [...]"
+        " | sweep search=NAME cluster=NAME [--workers N] [...]"
+    )
     parser = _parser("submit", usage)
     parser.add_argument("verb", choices=("prepare", "train", "evaluate", "pipeline", "sweep"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for that verb")
     parser.add_argument("--print", action="store_true", dest="show", help="check, show the calls of sbatch, and stop")
     parser.add_argument("--at-once", type=int, metavar="N", help="sweep: the most members that run at a time")
-    parser.add_argument("--retries", type=int, metavar="N", help="sweep: for a member that fails or dies; default 1")
+    parser.add_argument("--workers", type=int, metavar="N", help="sweep search=: elements of the array; default 4")
+    parser.add_argument(
+        "--retries", type=int, metavar="N", help="sweep: for a member or trial that fails or dies; default 1"
+    )
     options = parser.parse_intermixed_args(words)
     if options.verb == "sweep":
-        return _submit_sweep(options)
-    if options.at_once is not None or options.retries is not None:
-        raise UserError("--at-once and --retries are for `athanor submit sweep`")
+        searches = any(word.startswith("search=") for word in options.overrides)
+        return _submit_search(options) if searches else _submit_sweep(options)
+    if (options.at_once, options.retries, options.workers) != (None, None, None):
+        raise UserError("--at-once, --workers and --retries are for `athanor submit sweep`")
     name, overrides = _chosen(options.verb, options.overrides)
 
     from athanor.cluster import jobs, submission
@@ -405,6 +421,38 @@ def _submit(words: list[str]) -> int:
     first = next(iter(numbers.values()))
     log = _short(f"{next(iter(found.values())).experiment.config['paths']['runs']}/{jobs.FOLDER}/{first}.txt")
     print(f"follow:  athanor jobs  |  tail -F {log}\nend:     athanor cancel {first}")
+    return 0
+
+
+def _submit_search(options: argparse.Namespace) -> int:
+    chosen, overrides = _named(options.overrides, "submit sweep", "search")
+    if options.at_once is not None:
+        raise UserError("a search has --workers N, all of which run at once")
+
+    from athanor.cluster import arrays, jobs, submission
+
+    workers, retries = (
+        given if given is not None else least for given, least in ((options.workers, 4), (options.retries, 1))
+    )
+    array = arrays.prepare_search(chosen["search"], overrides, workers=workers, retries=retries)
+    composed = array.search
+    if not array.jobs:
+        queued = len(array.queued)
+        print(
+            f"{queued} workers are in the queue already, {array.unfinished} trials to go" if queued else "already done"
+        )
+        print(f"follow:  athanor jobs search/{composed.name}" if queued else f"report:  {composed.report_command}")
+        return 0
+    if options.show:
+        for one in array.jobs.values():
+            print(submission.command(one))
+        return 0
+    numbers = submission.send(array.jobs, array.waiting)
+    shown = numbers | {"workers": f"{numbers['workers']}_[{jobs.ranges(range(1, array.workers + 1))}]"}
+    _table([(f"job {shown[key]}", key) for key in numbers])
+    log = f"{composed.root}/{jobs.FOLDER}/{numbers['workers']}_1.txt"
+    print(f"follow:  athanor jobs search/{composed.name}  |  tail -F {_short(log)}")
+    print(f"end:     athanor cancel search/{composed.name}")
     return 0
 
 
@@ -571,10 +619,16 @@ def _lineage(words: list[str]) -> int:
 
 
 def _reproduce(words: list[str]) -> int:
-    parser = _parser("reproduce", "RUN")
-    parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("--anyway", action="store_true", help="rerun though raw documents or inputs have changed")
-    options = parser.parse_args(words)
+    parser = _parser("reproduce", "RUN | FILE.result.json [cluster=NAME ...]")
+    parser.add_argument("run", help=f"a file that `athanor record` wrote, or {RUN_HELP}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of a result: how to run it")
+    parser.add_argument("--anyway", action="store_true", help="a run: though raw documents or inputs have changed")
+    _reproduction_options(parser)
+    options = parser.parse_intermixed_args(words)
+    if options.run.endswith(".json"):
+        return _reproduce_result(options)
+    if options.overrides:
+        raise UserError("only a result file takes overrides; a run is made again as it was")
 
     from athanor.progress import Progress
     from athanor.runs import reproduce
@@ -583,7 +637,74 @@ def _reproduce(words: list[str]) -> int:
     with Progress() as progress:
         result = reproduce.reproduce(open_run(options.run), anyway=options.anyway, progress=progress)
     print(result["text"])
-    return 0 if result["verdict"] == "bit-identical" else 1
+    return {"bit-identical": 0, "within tolerance": 3}.get(result["verdict"], 1)
+
+
+def _reproduce_result(options: argparse.Namespace) -> int:
+    from athanor.progress import Progress
+    from athanor.reproduction import rerun
+
+    with Progress() as progress:
+        result = rerun.reproduce(
+            rerun.find(options.run), options.overrides, tolerance=options.tolerance, first=options.first,
+            progress=progress,
+        )  # fmt: skip
+    print(result.text)
+    return rerun.EXIT_CODES[result.verdict]
+
+
+def _record(words: list[str]) -> int:
+    parser = _parser("record", "EXPERIMENT [--seeds N ...] [key=value ...]")
+    parser.add_argument("overrides", nargs="+", metavar="EXPERIMENT", help="its name, and overrides as it was run with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="a run each; default its own")
+    options = parser.parse_intermixed_args(words)
+    named = [word if "=" in word else f"experiment={word}" for word in options.overrides]
+    names = [word.partition("=")[2] for word in named if word.startswith("experiment=")]
+    if len(names) != 1:
+        raise UserError("say one experiment: `athanor record pretrain/demo --seeds 1 2 3`")
+    if len(set(options.seeds)) < len(options.seeds):
+        raise UserError("--seeds must be different numbers")
+
+    from athanor.reproduction import record
+
+    path = record.record(names[0], [word for word in named if not word.startswith("experiment=")], options.seeds)
+    print(_short(path))
+    shown = record.read(path)["metrics"]
+    rows = [("metric", "mean", "95% interval", "seeds")]
+    for name, found in shown.items():
+        interval = f"{_number(found['low'])} to {_number(found['high'])}" if found["low"] is not None else ""
+        rows.append((name, _number(found["mean"]), interval, str(found["seeds"])))
+    _table(rows)
+    return 0
+
+
+def _verify(words: list[str]) -> int:
+    parser = _parser("verify", "[EXPERIMENT ...] [cluster=NAME ...]")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="EXPERIMENT", help="only these (FOLDER/ for all below); how to run"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, metavar="M", help="pass over results that took longer; default 30"
+    )
+    _reproduction_options(parser)
+    options = parser.parse_intermixed_args(words)
+
+    from athanor.progress import Progress, clock
+    from athanor.reproduction import verify
+
+    paths = verify.results([word for word in options.overrides if "=" not in word])
+    if not paths:
+        raise UserError("no result is recorded yet; `athanor record EXPERIMENT` writes one")
+    rows = []
+    for row in verify.verify(
+        paths, [word for word in options.overrides if "=" in word], minutes=options.minutes, first=options.first,
+        tolerance=options.tolerance, progress=Progress,
+    ):  # fmt: skip
+        rows.append(row)
+        print(f"{row.name}: {row.verdict}", file=sys.stderr, flush=True)
+    took = [clock(row.seconds) if row.seconds else "" for row in rows]
+    _table([("result", "verdict", "took", ""), *((r.name, r.verdict, t, r.detail) for r, t in zip(rows, took))])
+    return verify.exit_code(rows)
 
 
 def _report(words: list[str]) -> int:
@@ -699,6 +820,14 @@ def _parser(verb: str, usage: str, *, experiments: bool = False) -> _Parser:
         parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, in Hydra's syntax")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _reproduction_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--first", action="store_true", help="of a result: only its first seed")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.01, metavar="X",
+        help="of a result: metrics this far apart, relative, are the same within tolerance; default 0.01",
+    )  # fmt: skip
 
 
 def _execution_options(parser: argparse.ArgumentParser) -> None:

@@ -122,7 +122,9 @@ def _loaded(
     return experiment
 
 
-Documents = dict[str, dict[str, Any]]  # experiments as `portable` writes them, by `reference`, the readers after the read
+Documents = dict[
+    str, dict[str, Any]
+]  # experiments as `portable` writes them, by `reference`, the readers after the read
 
 
 def reference(experiment: Experiment) -> str:
@@ -170,7 +172,7 @@ def load_portable(wanted: str, documents: Documents, overrides: Sequence[str] = 
     """Compose an experiment from documents in place of the files under experiments/.
 
     Args:
-        wanted: its `reference`. Whether the fingerprints are still those of the references is for the caller to look at.
+        wanted: its `reference`. Whether the fingerprints are still those of the references the caller looks at.
         overrides: of its execution; where they speak of `cluster`, `strategy` or `checkpoint` they replace the
             document's.
     """
@@ -183,7 +185,9 @@ def _of_run(run: Run) -> Experiment:
     """The experiment that made a run, if today's files still say so."""
     experiment = load(run.name, run.manifest["overrides"])
     if experiment.fingerprint != run.fingerprint:
-        raise UserError(f"{run.id} is not what experiments/{run.name}.yaml makes today; make it again and what reads it")
+        raise UserError(
+            f"{run.id} is not what experiments/{run.name}.yaml makes today; make it again and what reads it"
+        )
     return experiment
 
 

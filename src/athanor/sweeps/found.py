@@ -134,7 +134,9 @@ def write_best(found: Found) -> Path:
     write_atomic(path, "\n".join(lines) + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120))
     if catalog.source() == catalog.project() and config.load(found.best_name).fingerprint != experiment.fingerprint:
         path.unlink() if before is None else write_atomic(path, before)
-        raise UserError(f"trial {found.best.number} cannot be written as an experiment: the file composes to another run")
+        raise UserError(
+            f"trial {found.best.number} cannot be written as an experiment: the file composes to another run"
+        )
     return path
 
 

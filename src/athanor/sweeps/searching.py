@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 2.0  # between looks at the journal and the runs
 
+
 def work(search: Search, *, retries: int, say: Callable[[str], None] = print) -> int:
     """Take trials until none is left to take; returns how many this worker has ended.
 

@@ -201,11 +201,17 @@ class Trials:
         """
         trials = self.study.get_trials(deepcopy=False)
         if not 0 <= number < len(trials):
-            raise UserError(f"search {self.search.name} has {len(trials)} trials, numbered from 0, and none is {number}")
+            raise UserError(
+                f"search {self.search.name} has {len(trials)} trials, numbered from 0, and none is {number}"
+            )
         return trials[number]
 
     def settle(self, trial: FrozenTrial) -> None:
-        """Tell what came of a trial whose process has ended well."""
+        """Tell what came of a trial whose process has ended well.
+
+        Raises:
+            UserError: its runs do not have the search's metric.
+        """
         trial = self.one(trial.number)
         if PRUNED_AT in trial.user_attrs:
             self.tell(trial, pruned=True)
@@ -219,7 +225,7 @@ class Trials:
 
             hint = catalog.suggest(name, missing[0].metrics, every=40)
             self.tell(trial, note=f"{missing[0].id} has no metric {name!r}{hint}")
-            return
+            raise UserError(f"{missing[0].id} has no metric {name!r}{hint}")
         values = [run.metrics[name] for run in runs]
         if all(map(math.isfinite, values)):
             self.tell(trial, value=sum(values) / len(values))
@@ -315,7 +321,9 @@ class Trials:
     def _create(self) -> None:
         direction = "minimize" if self.search.metric.better == "lower" else "maximize"
         study = self.library.create_study(study_name=self.search.name, storage=self.storage, direction=direction)
-        study.set_user_attr("search", json.loads(json.dumps({"base": self.search.base, "command": self.search.command})))
+        study.set_user_attr(
+            "search", json.loads(json.dumps({"base": self.search.base, "command": self.search.command}))
+        )
         if self.search.sampler["name"] == "grid":
             for point in self.search.grid()[: self.search.trials]:
                 study.enqueue_trial(point)

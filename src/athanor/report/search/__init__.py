@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,9 @@ def _context(found: Found) -> dict[str, Any]:
     figures = [(str(counts["complete"]), "trials complete", f"of {max(search.trials, len(found.outcomes))}")]
     if best:
         spread = f"mean of seeds {formats.series([str(s) for s in search.seeds])}" if len(search.seeds) > 1 else ""
-        figures.insert(0, (formats.number(best.value, 4), f"best {search.metric.name}", f"trial {best.number} {spread}"))
+        figures.insert(
+            0, (formats.number(best.value, 4), f"best {search.metric.name}", f"trial {best.number} {spread}")
+        )
     if search.pruner["name"] != "none":
         saved = [o for o in found.outcomes if o.pruned_at is not None]
         figures.append((str(len(saved)), "pruned", "stopped before their last step"))
@@ -101,8 +104,6 @@ def _rank(found: Found, outcome: Outcome) -> tuple[int, float, int]:
 
 def _edges(found: Found, best: Outcome) -> list[str]:
     """What to widen: the best point within a twentieth of a range's end."""
-    import math
-
     said = []
     for key, part in found.search.space.items():
         if hasattr(part, "labels"):

@@ -62,7 +62,9 @@ def curves(found: Found) -> Markup:
         (outcome for outcome in seen if outcome.state == "complete"), key=lambda o: sign * (o.value or math.inf)
     )[:CURVES]
     pruned = [outcome for outcome in seen if outcome.state == "pruned"][:CURVES]
-    lines = [_line(outcome, "raw") for outcome in pruned] + [_line(outcome, "pretraining") for outcome in done[1:][::-1]]
+    lines = [_line(outcome, "raw") for outcome in pruned] + [
+        _line(outcome, "pretraining") for outcome in done[1:][::-1]
+    ]
     return line_chart([*lines, *(_line(outcome, "ppo") for outcome in done[:1])])
 
 
@@ -104,7 +106,7 @@ def scatter(
     left, right = ends or (min(dot.x for dot in dots), max(dot.x for dot in dots))
     if right <= left:
         left, right = left - 0.5, right + 0.5
-    # What lies far beyond the middle of the values is drawn at the edge, so that one bad trial does not flatten the rest.
+    # What lies far beyond the middle is drawn at the edge, so that one bad trial does not flatten the rest.
     ys = sorted(dot.y for dot in dots)
     middle, spread = ys[len(ys) // 2], ys[3 * len(ys) // 4] - ys[len(ys) // 4]
     kept = [y for y in ys if abs(y - middle) <= 6 * spread] if spread > 0 else ys
