@@ -386,7 +386,7 @@ def test_a_sampler_keeps_to_the_space_and_a_serial_search_is_reproducible(valley
 
 
 def test_tpe_learns_where_the_valley_is(valley):
-    """With these seeds its last trials are five times nearer than random ones, in the better kind."""
+    """Of random trials the mean distance is 0.25, and five of ten are of the better kind."""
     look_for(valley, sampler={"name": "tpe", "seed": 1, "startup": 8}, trials=40)
     found = trials(create=True)
     for _ in range(40):
@@ -394,9 +394,9 @@ def test_tpe_learns_where_the_valley_is(valley):
             trial = found.claim(held, 1)
             found.tell(trial, value=loss(trial.params))
     last = [trial.params for trial in found.all()][-10:]
-    assert sum(abs(point["job.x"] - 0.3) for point in last) / 10 < 0.08
-    assert [point["job.kind"] for point in last].count("deep") >= 8
-    assert next(iter(found.importance())) == "job.x" or found.importance()["job.kind"] > 0.3
+    assert sum(abs(point["job.x"] - 0.3) for point in last) / 10 < 0.16
+    assert [point["job.kind"] for point in last].count("deep") >= 7
+    assert next(iter(found.importance())) == "job.x"
 
 
 # --- what it found ----------------------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ def test_the_page_and_the_table_show_every_trial(valley, inside):
     text = html.read_text()
     for outcome in results.outcomes:
         assert all(run in text for run in outcome.runs)
-    assert text.count("<circle") == 3 * 7, "history and two slices, each with every complete trial"
+    assert text.count('<circle class="point') == 3 * 7, "history and two slices, each with every complete trial"
     assert sum(results.importance.values()) == pytest.approx(1)
     assert "1 trials failed" in text or "1 trial failed" in text
     assert "http" not in text.replace("http://www.w3.org", "").replace("https://", ""), "it loads nothing"

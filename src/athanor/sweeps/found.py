@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,4 +154,17 @@ def _plain(reference: str, documents: config.Documents) -> Any:
     name, _, fingerprint = reference.rpartition("@")
     if config.load(name).fingerprint == fingerprint:
         return name
-    return {"experiment": name, "overrides": documents[reference]["overrides"]}
+    document = documents[reference]
+    runs = {key: spec for key, spec in document["config"]["inputs"].items() if isinstance(spec, str)}
+    kept = [text for text in document["overrides"] if text.partition("=")[0] not in {f"inputs.{key}" for key in runs}]
+    above = [f"inputs.{key}={_literal(_plain(spec, documents))}" for key, spec in runs.items()]
+    return {"experiment": name, "overrides": [*kept, *above]}
+
+
+def _literal(spec: Any) -> str:
+    """An input's spec in Hydra's syntax."""
+    if isinstance(spec, dict):
+        overrides = ",".join(map(_literal, spec["overrides"]))
+        return f"{{experiment:{_literal(spec['experiment'])},overrides:[{overrides}]}}"
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", spec)  # a backslash counts as one only before a quote
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
