@@ -16,7 +16,7 @@ import pytest
 import yaml
 from search_bench import SPACE, look_for
 
-from athanor import cli, config
+from athanor import catalog, cli, config
 from athanor.errors import UserError
 from athanor.runs.run import Run
 from athanor.sweeps import found, search, searching
@@ -62,8 +62,7 @@ def inside(monkeypatch):
     """Workers and their trials in this process, which spares the imports; returns the command."""
 
     def process(composed, number, file, told):
-        code = cli.main(["sweep", f"search={composed.name}", f"trial={number}", "display.progress=quiet"])
-        return code
+        return cli.main(["sweep", f"search={composed.name}", f"trial={number}", "display.progress=quiet"])
 
     def run(*words):
         return cli.main(["sweep", "search=valley", "worker=1", *words])
@@ -135,6 +134,13 @@ def test_a_broken_search_is_refused_within_two_seconds(valley):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=SECONDS)
     assert float(done.stdout) < 2
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in catalog.entries("sweep") if entry.name.startswith("search/")])
+def test_a_search_of_the_repository_composes_at_every_end(name):
+    composed = search.load(name)
+    composed.validate()
+    assert composed.description
 
 
 def test_without_the_library_the_extra_is_named(valley, capsys, monkeypatch):
