@@ -339,7 +339,7 @@ def _search(words: list[str]) -> int:
         print(f"failed: {text}")
     if ending.left and done < counts["all"]:
         print(f"not begun: {counts['waiting']}; {ending.left}")
-    if best := trials.Trials(composed).best():
+    if (best := trials.Trials(composed).best()) and best.value is not None:
         print(
             f"best: {composed.metric.name} {_number(best.value)}, trial {best.number}: {trials.described(best.params)}"
         )

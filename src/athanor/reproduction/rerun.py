@@ -132,8 +132,8 @@ def compare(recorded: dict[str, Any], run: Run, *, tolerance: float, causes: Seq
     because = f", likely because {causes[0]}" if causes else ""
     if not (apart or tensor or outputs or finals):
         count = sum(map(len, recorded["tensors"].values()))
-        told = [f"{len(steps)} logged steps"] * bool(steps) + [f"{count} tensors"] * bool(count)
-        return Seed(recorded["reference"], EXACT, ", ".join([EXACT, *told, f"{len(recorded['outputs'])} files"]), [])
+        told = [f"logged steps {len(steps)}"] * bool(steps) + [f"tensors {count}"] * bool(count)
+        return Seed(recorded["reference"], EXACT, ", ".join([EXACT, *told, f"files {len(recorded['outputs'])}"]), [])
 
     details = [f"other bytes: {name}" for name in outputs]
     details += [f"{name} was {recorded['metrics'][name]!r} and is {now['metrics'].get(name)!r}" for name in finals[:3]]
