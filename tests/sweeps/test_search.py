@@ -482,6 +482,25 @@ def test_listed_as_lines_for_scripts(valley, inside, capsys):
 # --- pruning, where no training is needed to see it -------------------------------------------------------------------
 
 
+def test_hyperband_prunes_most_of_what_is_worse_and_never_the_best(valley):
+    look_for(valley, trials=18)
+    composed = search.load("valley")
+    composed.pruner.update(name="hyperband")
+    composed.first.config.update(validate_every_n_steps=10, max_steps=90)
+    shown = Trials(composed, create=True)
+    for quality in range(18):  # the later, the worse
+        with ExitStack() as held:
+            trial = shown.claim(held, 1)
+            if not any(searching.judge(shown, trial, step, quality + 1 / step) for step in range(10, 91, 10)):
+                shown.tell(trial, value=float(quality))
+            else:
+                shown.settle(trial)
+    ends = [trial.state.name for trial in shown.all()]
+    assert ends[0] == "COMPLETE"
+    assert ends.count("PRUNED") >= 6
+    assert shown.best().value == 0.0
+
+
 def test_the_judge_writes_down_what_it_sees_and_prunes_what_is_worse_than_the_median(valley, monkeypatch):
     look_for(valley, trials=6)
     composed = search.load("valley")

@@ -23,6 +23,7 @@ from athanor.progress import Progress, clock
 from athanor.reproduction.record import measured, read
 from athanor.runs import manifest as facts
 from athanor.runs import store
+from athanor.runs.context import rank
 from athanor.runs.reproduce import VERDICTS
 from athanor.runs.run import Run
 
@@ -210,12 +211,16 @@ def _again(experiment: Experiment, progress: Progress) -> tuple[Run, Path]:
     """The run made anew, where no run is looked for, with no logger but its own files."""
     root = Path(experiment.config["paths"]["runs"])
     folder = root / ".reproduce" / experiment.name / experiment.fingerprint
-    shutil.rmtree(folder, ignore_errors=True)
+    if rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
     wanted = dict(experiment.config)
     if "logger" in wanted:
         wanted["logger"] = {**wanted["logger"], "wandb": False, "tensorboard": False}
     again = dataclasses.replace(experiment, config=wanted, directory=folder)
-    return store.execute(again, progress=progress), folder
+    run = store.execute(again, progress=progress)
+    if rank() > 0:  # rank 0 compares
+        raise SystemExit(0)
+    return run, folder
 
 
 def _first_tensor(old: dict[str, dict[str, str]], new: dict[str, dict[str, str]]) -> str:
