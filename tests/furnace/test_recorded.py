@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from furnace_project import REPOSITORY, Furnace, Outcome, read_json
 
+pytestmark = pytest.mark.slow
 SEEDS = ("1", "2")
 
 

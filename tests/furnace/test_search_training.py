@@ -12,6 +12,9 @@ from athanor.sweeps import search
 from athanor.sweeps.trials import Trials
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def rate(furnace: Furnace, tmp_path: Path):
     """`search/rate` over learning rates: two good ones, then one that hardly learns. Its runs are of its own."""
