@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from athanor.sweeps import search
 from athanor.sweeps.trials import Trials
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -242,6 +242,7 @@ def test_two_of_four_workers_are_killed_and_no_trial_is_lost_or_counted_twice(va
     assert sum(counts.values()) == len(valley.executions)
 
 
+@pytest.mark.slow
 def test_the_command_replaces_a_worker_that_is_killed(valley):
     look_for(valley, trials=2)
     valley.write("trouble/hold", "")
@@ -275,6 +276,7 @@ def test_a_worker_told_to_stop_leaves_its_trial_to_the_next_and_that_is_no_failu
     assert len(set(valley.executions)) == 1
 
 
+@pytest.mark.slow
 def test_a_trial_that_dies_is_begun_again_a_bounded_number_of_times(valley):
     look_for(valley, trials=2)
     valley.write("trouble/any", "kill 2")
