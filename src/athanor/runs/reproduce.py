@@ -241,6 +241,6 @@ def _environment(manifest: dict[str, Any]) -> list[str]:
         if old != new:
             found.append(f"{name} {old or 'absent'} -> {new or 'absent'}")
     for key, new in facts.hardware().items():
-        if (old := manifest["hardware"].get(key)) != new:
+        if key in manifest["hardware"] and (old := manifest["hardware"][key]) != new:
             found.append(f"{key} {old} -> {new}")
     return found

@@ -13,7 +13,7 @@ import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +46,19 @@ class RunFailedError(Exception):
 
 
 def execute(
-    experiment: Experiment, *, force: bool = False, progress: Progress | None = None, title: str | None = None
+    experiment: Experiment,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    title: str | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Run:
     """The finished run of an experiment, made or resumed if need be.
 
     Args:
         force: make it anew even if it is finished or half done.
         title: the name of its task on `progress`.
+        callbacks: of Lightning, that watch a training.
 
     Raises:
         UserError: the config is wrong, an input is not finished, another process is at it, a finished run is damaged,
@@ -64,7 +70,7 @@ def execute(
     if rank() > 0:  # rank 0 does the bookkeeping, and alone what is not training
         if experiment.kind == "train" and (force or not is_finished(experiment)):
             with _muted():
-                _job(experiment, RunContext(experiment.directory, experiment))
+                _job(experiment, RunContext(experiment.directory, experiment, callbacks=callbacks))
         return Run(experiment.directory)
     if is_finished(experiment) and not force:
         progress.start(title or experiment.name)
@@ -89,7 +95,7 @@ def execute(
         progress.start(title or experiment.name)
         try:
             with signals.noting(experiment.kind == "train"):
-                run = _attempt(experiment, progress, force)
+                run = _attempt(experiment, progress, force, callbacks)
         except BaseException as error:
             progress.finish("interrupted" if _signal(error) else "failed")
             raise
@@ -135,7 +141,7 @@ def _intact(experiment: Experiment) -> Run:
     return run
 
 
-def _attempt(experiment: Experiment, progress: Progress, force: bool) -> Run:
+def _attempt(experiment: Experiment, progress: Progress, force: bool, callbacks: Sequence[Any]) -> Run:
     directory = experiment.directory
     before = Run(directory).manifest if (directory / MANIFEST).is_file() and not force else None
     attempts = list(before["attempts"]) if before else []
@@ -195,7 +201,7 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool) -> Run:
     write_json(directory / MANIFEST, manifest)
     try:
         with _logged(directory / LOG):
-            context = RunContext(directory, experiment, progress)
+            context = RunContext(directory, experiment, progress, callbacks)
             metrics = _job(experiment, context)
             manifest["metrics"] = {name: float(value) for name, value in (metrics or {}).items()}
             write_table(directory)
