@@ -119,7 +119,8 @@ def address_en(rng: random.Random) -> str:
         ]
     )
     street_uk = f"{pick(['High', 'Church', 'Station'])} {pick(['Street', 'Road', 'Lane'])}"
-    british = f"{of(1, 300)}{pick(['', 'A', 'b'])} {street_uk}, {pick(['London SW1A 2AA', 'Leeds LS1 4AP', 'Oxford OX1 3PW'])}"
+    town_uk = pick(["London SW1A 2AA", "Leeds LS1 4AP", "Oxford OX1 3PW"])
+    british = f"{of(1, 300)}{pick(['', 'A', 'b'])} {street_uk}, {town_uk}"
     return pick(
         [
             street + unit + town,

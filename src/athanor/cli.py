@@ -32,6 +32,7 @@ VERBS = {
     "lineage": "walk from a run back to its raw documents, looking at every file",
     "reproduce": "rerun a run and compare every output",
     "report": "write the page about a run or a pipeline",
+    "erase": "take documents out of all that was made of them",
     "export": "write a run's model and tokenizer in the form of Hugging Face",
 }
 
@@ -95,6 +96,7 @@ def _dispatch(words: list[str]) -> int:
         "lineage": _lineage,
         "reproduce": _reproduce,
         "report": _report,
+        "erase": _erase,
         "export": _export,
     }
     training = verb == "train" or (verb == "sweep" and any(word.startswith("member=") for word in words))
@@ -537,6 +539,30 @@ def _ablation_report(words: list[str]) -> int:
             print(f"{level.factor} {level.label}: {level.verdict}")
     for path in page.write(found, found.ablation.directory):
         print(_short(path))
+    return 0
+
+
+def _erase(words: list[str]) -> int:
+    parser = _parser("erase", "LIST [...]")
+    parser.add_argument("lists", nargs="+", metavar="LIST", help="a file with the identity of a document a line")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    options = parser.parse_args(words)
+
+    from athanor.corpus import erase
+    from athanor.progress import Progress
+
+    with Progress() as progress:
+        found = erase.erase(options.lists, catalog.runs_root(), dry=options.dry_run, progress=progress)
+    would = "would be " if options.dry_run else ""
+    rows = [(run, f"{count} documents {would}erased") for run, count in found.documents.items()]
+    rows += [(run, f"{would}rebuilt" if options.dry_run else f"rebuilt, {n} fewer") for run, n in found.shards.items()]
+    rows += [(run, "was trained on them") for run in found.saw]
+    rows += [(run, "was made of them, and is left") for run in found.left]
+    _table(rows)
+    if found.missing:
+        print(f"{found.missing} listed identities are in no run")
+    if found.documents:
+        print("the raw files are untouched: before preparing them again, add the step athanor.corpus.privacy.Removed")
     return 0
 
 

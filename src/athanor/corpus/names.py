@@ -53,7 +53,11 @@ def by_transformers(folder: Path) -> Recognizer:
         from transformers import pipeline
     except ImportError:
         raise UserError("finding names with this model needs transformers: pip install transformers.") from None
-    classify = pipeline("token-classification", model=str(folder), aggregation_strategy="simple", device=-1)
+    return windowed(pipeline("token-classification", model=str(folder), aggregation_strategy="simple", device=-1))
+
+
+def windowed(classify: Callable[[str], list[dict]]) -> Recognizer:
+    """Of a classifier that takes short texts: {"entity_group", "start", "end"} of each entity."""
 
     def find(text: str) -> list[tuple[int, int]]:
         found = []

@@ -70,6 +70,8 @@ def execute(
         progress.start(title or experiment.name)
         progress.finish("skipped")
         return _intact(experiment)
+    if (experiment.directory / MANIFEST).is_file():
+        require_nothing_erased(Run(experiment.directory))
     experiment.validate()
     if missing := unfinished_inputs(experiment):
         lines = [f"{made.name} ({made.fingerprint}): {made.command}" for made in missing]
@@ -97,6 +99,15 @@ def execute(
             slurm.release(experiment.directory)
         progress.finish()
         return run
+
+
+def require_nothing_erased(run: Run) -> None:
+    """Raise UserError where documents were erased from the run itself, which making it again would bring back."""
+    if count := sum(entry["documents"] for entry in run.manifest.get("erased", []) if entry["in_place"]):
+        raise UserError(
+            f"{count} documents were erased from {run.id} on request, and making it again would bring them back; name "
+            "the list as an input and add the step athanor.corpus.privacy.Removed, or remove the run's folder"
+        )
 
 
 def is_finished(experiment: Experiment) -> bool:
