@@ -149,6 +149,12 @@ def _experiment(verb: str, words: list[str]) -> int:
         return 0
     took = "already done" if done else clock(run.manifest["seconds"])
     print(f"{run.id}  {run.status}  {took}\n{_short(run.directory)}")
+    if verb == "prepare":
+        from athanor import pipeline
+
+        for made in (*(store.Run(entry.directory) for entry in before if entry.kind == "prepare"), run):
+            card = pipeline.data_card(made, anew=made is run and not done)
+        print(f"data card: {_short(card)}")
     _table([(metric, _number(value)) for metric, value in run.metrics.items()])
     return 0
 
@@ -553,6 +559,12 @@ def _erase(words: list[str]) -> int:
 
     with Progress() as progress:
         found = erase.erase(options.lists, catalog.runs_root(), dry=options.dry_run, progress=progress)
+    if not options.dry_run:
+        from athanor import pipeline
+        from athanor.runs.run import open_run
+
+        for run in (*found.documents, *found.shards):
+            pipeline.data_card(open_run(run), anew=True)
     would = "would be " if options.dry_run else ""
     rows = [(run, f"{count} documents {would}erased") for run, count in found.documents.items()]
     rows += [(run, f"{would}rebuilt" if options.dry_run else f"rebuilt, {n} fewer") for run, n in found.shards.items()]

@@ -34,11 +34,13 @@ def test_thirteen_words_are_shared_and_twelve_are_not():
     index = Index()
     index.add("set", QUESTION)
     words = QUESTION.split()
-    assert [len(found) for _, found in index.shared(f"so, {' '.join(words[2:15]).upper()}? yes")] == [1]
-    assert list(index.shared(" ".join(words[2:14]))) == []
+    assert index.shared(f"so, {' '.join(words[2:15]).upper()}? yes") == {" ".join(words[2:15]): [(1, 14)]}
+    assert index.shared(" ".join(words[2:14])) == {}
     index.add("menge", FRAGE)
-    assert [size for size, _ in index.shared(f"问：{FRAGE[3:23]}？")] == [20]
-    assert list(index.shared(FRAGE[3:22])) == []
+    assert list(index.shared(f"问：{FRAGE[3:23]}？").values()) == [[(1, 21)]]
+    assert index.shared(FRAGE[3:22]) == {}
+    index.add("short", "nine words that stand alone in their own set")
+    assert len(index.shared("so: nine words that stand alone in their own set!")) == 1, "a whole short passage"
 
 
 def test_every_string_of_a_record_is_a_passage():

@@ -30,7 +30,7 @@ class Runs(NamedTuple):
 
     def of(self, text: str) -> tuple[int, list[str]]:
         """Their length in a passage and the distinct ones, in order; (0, []) where it is too short."""
-        parts = units(text.casefold())
+        parts = [part.casefold() for part in units(text)]
         spaced = 2 * sum(map(bool, map(UNSPACED_UNIT.match, parts))) < len(parts)
         size, least = (self.n, self.minimum) if spaced else (self.characters, self.minimum * self.characters // self.n)
         if len(parts) < min(size, least):
@@ -39,26 +39,35 @@ class Runs(NamedTuple):
         return size, list(dict.fromkeys(ngrams(parts, size)))
 
 
+HEAD = 4
+
+
 class Index:
-    """Runs of many passages by their lengths, each with the names of those that have it."""
+    """Runs of many passages, each with the names of those that have it; found by their first HEAD units."""
 
     def __init__(self, runs: Runs | None = None) -> None:
         self.runs = runs or Runs()
-        self.names: dict[int, dict[str, set[str]]] = {}
+        self.names: dict[str, set[str]] = {}
+        self.sizes: dict[str, set[int]] = {}  # of the runs that begin so
 
     def add(self, name: str, text: str) -> int:
         """How many runs the passage has."""
         size, found = self.runs.of(text)
         for run in found:
-            self.names.setdefault(size, {}).setdefault(run, set()).add(name)
+            self.names.setdefault(run, set()).add(name)
+            self.sizes.setdefault(" ".join(run.split(" ", HEAD)[:HEAD]), set()).add(size)
         return len(found)
 
-    def shared(self, text: str) -> Iterator[tuple[int, list[str]]]:
-        """(length, runs of that length) that the text has in common with the passages."""
-        parts = units(text.casefold())
-        for size, names in self.names.items():
-            if len(parts) >= size and (found := names.keys() & set(ngrams(parts, size))):
-                yield size, sorted(found)
+    def shared(self, text: str) -> dict[str, list[tuple[int, int]]]:
+        """Each run that the text has too, and where: (first unit, one after the last)."""
+        parts = [part.casefold() for part in units(text)]
+        found: dict[str, list[tuple[int, int]]] = {}
+        for first, head in enumerate(ngrams(parts, HEAD)):
+            for size in self.sizes.get(head, ()):
+                run = " ".join(parts[first : first + size])
+                if run in self.names:
+                    found.setdefault(run, []).append((first, first + size))
+        return found
 
 
 def passages(record: Any) -> Iterator[str]:
@@ -112,8 +121,10 @@ class Decontaminate(Step):
         only: list[str] | None = None,
     ):
         super().__init__(only)
-        if not 1 <= minimum <= n or characters < 1:
-            raise UserError(f"Decontaminate: 1 <= minimum {minimum} <= n {n}, and characters {characters} from 1 on.")
+        if not HEAD <= minimum <= n or characters < n:
+            raise UserError(
+                f"Decontaminate: {HEAD} <= minimum {minimum} <= n {n} <= characters {characters} must hold."
+            )
         if action not in ("drop", "cut"):
             raise UserError(f"Decontaminate: action {action!r} must be drop or cut.")
         self.action, self.around, self.shortest, self.most_pieces = action, around, shortest, most_pieces
@@ -132,12 +143,12 @@ class Decontaminate(Step):
 
     def __call__(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            if not self.concerns(document) or not (found := list(self.index.shared(document.text))):
+            if not self.concerns(document) or not (found := self.index.shared(document.text)):
                 yield document
                 continue
-            sets = {name for size, runs in found for run in runs for name in self.index.names[size][run]}
+            sets = {name for run in found for name in self.index.names[run]}
             self.counts.update({f"documents that share with {name}": 1 for name in sets})
-            self.counts["runs shared"] += sum(len(runs) for _, runs in found)
+            self.counts["runs shared"] += len(found)
             reason = f"shares with {', '.join(sorted(sets))}"
             pieces = self.pieces(document.text, found) if self.action == "cut" else []
             if not pieces or len(pieces) > self.most_pieces:
@@ -149,19 +160,13 @@ class Decontaminate(Step):
                 meta = document.meta | {"group": group}
                 yield document._replace(id=f"{document.id}/{number}", text=piece, meta=meta)
 
-    def pieces(self, text: str, found: list[tuple[int, list[str]]]) -> list[str]:
+    def pieces(self, text: str, found: dict[str, list[tuple[int, int]]]) -> list[str]:
         """What is left of a text."""
-        # Case folding may change lengths, so that units are found in the text as it is.
         spans = [match.span() for match in UNIT.finditer(text)]
-        parts = [text[start:end].casefold() for start, end in spans]
         gone = bytearray(len(text))
-        for size, runs in found:
-            wanted = set(runs)
-            for first in range(len(parts) - size + 1):
-                if " ".join(parts[first : first + size]) in wanted:
-                    start = max(0, spans[first][0] - self.around)
-                    end = min(len(text), spans[first + size - 1][1] + self.around)
-                    gone[start:end] = b"\1" * (end - start)
+        for first, end in (place for places in found.values() for place in places):
+            left, right = max(0, spans[first][0] - self.around), min(len(text), spans[end - 1][1] + self.around)
+            gone[left:right] = b"\1" * (right - left)
         kept, start = [], 0
         while start < len(text):
             end = gone.find(1 - gone[start], start)

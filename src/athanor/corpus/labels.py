@@ -1,8 +1,8 @@
 """What a document is about or what kind of text it is, written to a field of its `meta`, for `Balance` to go by.
 
 Three ways to know: where it comes from, the words it uses, or a classifier fitted on examples, naive Bayes by the
-ratios of counts of Wang & Manning (2012, https://aclanthology.org/P12-2018) on units and pairs of them. Units are words, and
-characters where there are no spaces, so that all three read Chinese as they read English.
+ratios of counts of Wang & Manning (2012, https://aclanthology.org/P12-2018) on units and pairs of them. Units are
+words, and characters where there are no spaces, so that all three read Chinese as they read English.
 """
 
 from collections import Counter

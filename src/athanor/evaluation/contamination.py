@@ -76,16 +76,14 @@ class Contamination:
         for key in {tuple(item["texts"]) for item in items if item.get("texts")}:
             if sum([index.add("", text) for text in key]):
                 self.judged.add(key)
-        found: dict[int, set[str]] = {}
+        found: set[str] = set()
         if self.judged:
             for text in training_texts(run):
-                for size, shared in index.shared(text):
-                    found.setdefault(size, set()).update(shared)
+                found.update(index.shared(text))
         self.seen = {key for key in self.judged if any(self.has(found, text) for text in key)}
 
-    def has(self, found: dict[int, set[str]], text: str) -> bool:
-        size, own = self.runs.of(text)
-        return not found.get(size, set()).isdisjoint(own)
+    def has(self, found: set[str], text: str) -> bool:
+        return not found.isdisjoint(self.runs.of(text)[1])
 
     def of(self, measurement: Measurement, slice: dict[str, Any]) -> dict[str, Any] | None:
         """What a record of a metric says of it: {"share", "judged", "clean": {"value", "low", "high", "n"} or None}.

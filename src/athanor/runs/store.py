@@ -37,7 +37,7 @@ __all__ = ["Run", "RunFailedError", "execute", "is_finished", "list_runs", "open
 FORMAT = 1
 LOG = "log.txt"
 RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, slurm.CLAIM}
-RECORDS |= {"reproduce.json", "diagnosis.json"}  # what is said of the outputs
+RECORDS |= {"reproduce.json", "diagnosis.json", "card.html", "card.md"}  # what is said of the outputs
 FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # kept, but no outputs
 
 
