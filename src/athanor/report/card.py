@@ -10,7 +10,10 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from markupsafe import Markup
+
 from athanor.report import formats
+from athanor.report.charts import Line, line_chart
 from athanor.report.facts import ROLE_NAMES, cleaning_of
 from athanor.report.frame import fill
 from athanor.report.gather import DATA_ROLES, RunView, gather
@@ -19,6 +22,7 @@ from athanor.runs.files import write_atomic
 
 HTML, MARKDOWN = "card.html", "card.md"
 MOST_FILES = 60  # raw files listed one by one
+TONES = ("ppo", "sft", "dpo", "reward", "pretraining", "data")
 FINDINGS = re.compile("[A-Z_]+")  # how Privacy names what it finds
 
 
@@ -42,6 +46,7 @@ class Part(NamedTuple):
     tables: tuple[Table, ...] = ()
     mixtures: tuple[dict[str, Any], ...] = ()
     histograms: tuple[tuple[str, list[tuple[int, int, float]]], ...] = ()
+    panels: tuple[tuple[str, str, Markup, list[tuple[str, str, str]]], ...] = ()  # title, unit, drawing, legend
 
 
 def write(directory: Path) -> list[Path]:
@@ -124,6 +129,8 @@ def part_of(run: RunView) -> Part | None:
         return documents_part(heading, identity, account, cleaning_of(run), run)
     if account := run.read("tokenizer.json"):
         return Part(heading, identity, tokenizer_intro(account), tables=(tokenizer_table(account),))
+    if account := run.read("sweep.json"):
+        return sweep_part(identity, account)
     if account := run.read("shards.json"):
         rows = [
             [
@@ -249,11 +256,16 @@ def mixture_table(mixture: dict[str, Any], domains: list[dict[str, Any]]) -> Tab
 def tokenizer_intro(account: dict[str, Any]) -> str:
     exact = account.get("round_trip")
     restored = f" {formats.measure(exact, 'fraction')} of texts come back exactly." if exact is not None else ""
-    return f"{account['vocabulary_size']:,} pieces by {account.get('model_type', 'an unknown method')}.{restored}"
+    extended = account.get("extended_from")
+    added = f", the first {extended:,} those of the tokenizer that was extended" if extended else ""
+    return (
+        f"{account['vocabulary_size']:,} pieces by {account.get('model_type', 'an unknown method')}{added}.{restored}"
+    )
 
 
 TOKENIZER = {
     "bytes_per_token": "Bytes a token",
+    "bytes_before": "Before it was extended",
     "fertility": "Tokens a word",
     "as_bytes": "Characters written as bytes",
     "trained_on": "Trained on",
@@ -261,6 +273,8 @@ TOKENIZER = {
 
 
 def tokenizer_table(account: dict[str, Any]) -> Table:
+    before = (account.get("before") or {}).get("bytes_per_token")
+    account = account | {"bytes_before": before}
     known = {key: label for key, label in TOKENIZER.items() if account.get(key)}
     shown = {
         "trained_on": formats.size,
@@ -274,6 +288,45 @@ def tokenizer_table(account: dict[str, Any]) -> Table:
     return Table("By language", ["Language", *known.values()], rows)
 
 
+def sweep_part(identity: str, account: dict[str, Any]) -> Part:
+    found = account["tokenizers"]
+    codes = list(dict.fromkeys(code for one in found for code in one["bytes_per_token"]))
+    rows, lines = [], []
+    for one in found:
+        for code in one["bytes_per_token"]:
+            rows.append(
+                [
+                    f"{one['model_type']} {one['vocabulary_size']:,}",
+                    LANGUAGES.get(code, code),
+                    *(f"{one[key][code]:.3f}" for key in ("bytes_per_token", "fertility")),
+                    f"{100 * one['as_bytes'][code]:.3f}%",
+                    formats.measure(one["round_trip"], "fraction"),
+                ]
+            )
+    for method in dict.fromkeys(one["model_type"] for one in found):
+        own = sorted((one for one in found if one["model_type"] == method), key=lambda one: one["vocabulary_size"])
+        for code in codes:
+            sizes, values = (
+                [one["vocabulary_size"] for one in own],
+                [one["bytes_per_token"].get(code, 0) for one in own],
+            )
+            label = f"{LANGUAGES.get(code, code)}, {method}"
+            lines.append(Line(label, TONES[len(lines) % len(TONES)], sizes, values, "plain"))
+    columns = ["Tokenizer", "Language", "Bytes a token", "Tokens a word", "Written as bytes", "Restored exactly"]
+    held = account["held_out"]
+    note = f"Measured on {held['documents']:,} documents ({formats.size(held['bytes'])}) that none was trained on. "
+    note += "A Chinese character counts as a word."
+    panels = (("Bytes a token", "by pieces", line_chart(lines), [(line.label, line.tone, "") for line in lines]),)
+    return Part(
+        "Vocabulary sweep",
+        identity,
+        note,
+        None,
+        (Table("Tokenizers", columns, rows, words=("Language",)),),
+        panels=panels,
+    )
+
+
 def histogram(lengths: dict[str, int]) -> list[tuple[int, int, float]]:
     """(lower bound, documents, of the highest bar) of every power of two from the shortest to the longest."""
     counts = {int(low): n for low, n in lengths.items()}
@@ -285,7 +338,7 @@ def histogram(lengths: dict[str, int]) -> list[tuple[int, int, float]]:
 
 
 def markdown(context: dict[str, Any]) -> str:
-    lines = [f"# Data card of {context['name']}", "", context["lede"], ""]
+    lines = [f"# Data card of {context['name']}", "", escape(context["lede"]), ""]
     lines += [f"- **{value}** {what} ({detail})" for value, what, detail in context["figures"]]
     for part in context["parts"]:
         lines += ["", f"## {part.heading} `{part.id}`", "", *([part.intro, ""] if part.intro else [])]
@@ -325,4 +378,4 @@ def grid(table: Table) -> list[str]:
 
 def escape(text: str) -> str:
     """For a cell: no markup, no new line."""
-    return re.sub(r"([|<>])", r"\\\1", " ".join(text.split())) if text else text
+    return re.sub(r"([|<>\[\]])", r"\\\1", " ".join(text.split()))

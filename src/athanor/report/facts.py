@@ -12,6 +12,7 @@ ROLE_NAMES = {
     "tasks": "Tasks",
     "questions": "Questions",
     "tokenizer": "Tokenizer",
+    "vocabularies": "Vocabulary sweep",
     "shards": "Token shards",
     "pretraining": "Pretraining",
     "sft": "SFT",
