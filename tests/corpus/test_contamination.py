@@ -18,7 +18,7 @@ def write(path, *records):
 
 
 def test_runs_by_hand():
-    runs = Runs(n=3, characters=4, minimum=2)
+    runs = Runs(n=3, characters=4, minimum=2, minimum_characters=3)
     assert runs.of("A b, c! D") == (3, ["a b c", "b c d"])
     assert runs.of("炉火保持，五百度") == (4, ["炉 火 保 持", "火 保 持 五", "保 持 五 百", "持 五 百 度"])
     assert runs.of("a b") == (2, ["a b"]), "a whole short passage is a run"
@@ -26,8 +26,10 @@ def test_runs_by_hand():
     assert Runs().of(" ".join("abcdefghijklm"))[0] == 13
     assert Runs().of(" ".join("abcdefgh"))[0] == 8
     assert Runs().of(" ".join("abcdefg")) == (0, [])
-    assert Runs().of(FRAGE[:20])[0] == 20
-    assert Runs().of(FRAGE[:11]) == (0, [])
+    assert runs.of("炉火") == (0, [])
+    assert Runs().of(FRAGE)[0] == Runs().of(FRAGE[:13])[0] == 13
+    assert Runs().of(FRAGE[:10])[0] == 10
+    assert Runs().of(FRAGE[:9]) == (0, [])
 
 
 def test_thirteen_words_are_shared_and_twelve_are_not():
@@ -37,8 +39,8 @@ def test_thirteen_words_are_shared_and_twelve_are_not():
     assert index.shared(f"so, {' '.join(words[2:15]).upper()}? yes") == {" ".join(words[2:15]): [(1, 14)]}
     assert index.shared(" ".join(words[2:14])) == {}
     index.add("menge", FRAGE)
-    assert list(index.shared(f"问：{FRAGE[3:23]}？").values()) == [[(1, 21)]]
-    assert index.shared(FRAGE[3:22]) == {}
+    assert list(index.shared(f"问：{FRAGE[3:16]}？").values()) == [[(1, 14)]]
+    assert index.shared(FRAGE[3:15]) == {}
     index.add("short", "nine words that stand alone in their own set")
     assert len(index.shared("so: nine words that stand alone in their own set!")) == 1, "a whole short passage"
 
@@ -100,7 +102,7 @@ def test_settings_that_cannot_be(tmp_path):
     path = write(tmp_path / "set.jsonl", {"question": "two words"})
     with pytest.raises(UserError, match=r"no passage of .* has 8 words"):
         Decontaminate(path)
-    with pytest.raises(UserError, match="minimum 9 <= n 8"):
+    with pytest.raises(UserError, match=r"minimum 9 <= n 8 must hold"):
         Decontaminate(path, n=8, minimum=9)
     with pytest.raises(UserError, match="action 'remove' must be"):
         Decontaminate(path, action="remove")

@@ -28,10 +28,9 @@ CHINESE = re.compile(
     rf"(?:[东西南北中]?{COUNT}?[段区期]|[东西南北])?) ?(?P<house>(?:{NUMBER} ?|[A-Za-z](?=座)){HOUSE})"
     rf"(?:{ESTATE}| ?{ROOM}){{0,6}}(?:(?<=[栋幢座楼层室元])-?\d{{3,4}}(?![\d年元]))?{ZIP_ZH}?"
 )
-# A road's name has none of these; "我在中山路1号" begins an address at 中.
-STOP = re.compile(
-    "[我你您他她它们的了着过是有在到至于从往去来住位为把被这那哪某条每各与及或而就也都又还很请向朝达址回给对过离近]|和(?!平|谐|田|县|顺|龙|硕|静|布|政)|地址|住址|公司"
-)
+# No name has these; and a road that no division leads to has none of the others: "我在中山路1号" begins with 中.
+STOP = re.compile("[我你您他她它们的了着是有在到至于从往去来住为把被这那哪某每]|地址|住址|公司")
+WORDS = re.compile(f"{STOP.pattern}|[过位条各与及或而就也都又还很请向朝达给对离近]|和(?!平|谐|田|县|顺|龙|硕|静|布|政)")
 GENERIC = re.compile(
     rf"(?:[{HAN}]{{2,4}}[省市])?(?:[{HAN}]{{1,4}}[区區县縣市])?(?:[{HAN}]{{1,5}}[镇鎮乡鄉])?[{HAN}\d]{{1,8}}"
 )
@@ -113,7 +112,7 @@ def beginning(before: str, place: str) -> int | None:
             return len(before) - start
     if not re.fullmatch(ROADS, place):
         return None
-    last = max((match.end() for match in STOP.finditer(before)), default=0)
+    last = max((match.end() for match in WORDS.finditer(before)), default=0)
     name = before[last:].strip()
     # A road's own name is more than its last word, and no more than generic divisions and it.
     return len(name) if len(name) > len(place) + (name[-len(place) :] == place) and GENERIC.fullmatch(name) else None
@@ -123,7 +122,7 @@ def beginning(before: str, place: str) -> int | None:
 def divisions() -> tuple[set[str], int]:
     """The names of China's provinces, prefectures and counties, and the length of the longest."""
     text = files("stdnum.cn").joinpath("loc.dat").read_text("utf-8")
-    names = set()
+    names: set[str] = set()
     for entry in re.findall(r'="([^"]+)"', text):
         names.update(re.sub(r"\[[^]]*\]", "", name) for name in entry.split(","))
     names -= {"市辖区", "县", "省直辖县级行政区划", "自治区直辖县级行政区划"}

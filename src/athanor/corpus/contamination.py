@@ -1,9 +1,9 @@
 """Which texts of a corpus hold what a model will be asked: runs of n units that evaluation sets have too.
 
-GPT-3's rule (Brown et al. 2020, arXiv:2005.14165, appendix C): 13 words in a row, case and punctuation aside. A Chinese
-character is a unit, and says less than a word: texts of which most units are characters take runs of `characters`, not
-of `n`; docs/corpus.md has how often unrelated texts share runs of either. A passage shorter than a run counts as one
-from `minimum` units on (in characters proportionally more), and cannot be judged below.
+GPT-3's rule (Brown et al. 2020, arXiv:2005.14165, appendix C): 13 words in a row, case and punctuation aside. In texts
+of which most units are Chinese characters, 13 of these: unrelated texts share eight now and then, an idiom, and hardly
+ever 10 that are no quotation (docs/corpus.md). A passage shorter than a run is one as a whole from 8 words or 10
+characters on, and cannot be judged below.
 """
 
 import json
@@ -21,18 +21,20 @@ from athanor.errors import UserError
 class Runs(NamedTuple):
     """The length of the runs of units that are compared.
 
-    n: words. characters: of texts mostly in characters. minimum: words from which on a short passage is a run.
+    n: words. characters: of texts mostly in characters. minimum, minimum_characters: from which on a shorter passage
+    is a run.
     """
 
     n: int = 13
-    characters: int = 20
+    characters: int = 13
     minimum: int = 8
+    minimum_characters: int = 10
 
     def of(self, text: str) -> tuple[int, list[str]]:
         """Their length in a passage and the distinct ones, in order; (0, []) where it is too short."""
         parts = [part.casefold() for part in units(text)]
         spaced = 2 * sum(map(bool, map(UNSPACED_UNIT.match, parts))) < len(parts)
-        size, least = (self.n, self.minimum) if spaced else (self.characters, self.minimum * self.characters // self.n)
+        size, least = (self.n, self.minimum) if spaced else (self.characters, self.minimum_characters)
         if len(parts) < min(size, least):
             return 0, []
         size = min(size, len(parts))
@@ -98,7 +100,7 @@ class Decontaminate(Step):
     Args:
         files: evaluation sets as JSON Lines, or texts, a passage a line.
         keys: the fields of a record that are compared; None for every string in it.
-        n, characters, minimum: see `Runs`.
+        n, characters, minimum, minimum_characters: see `Runs`.
         action: "drop" the document; or "cut" each run out of it with `around` characters on both sides: what is left
             are documents of their own, in the same split, as GPT-3's were.
         shortest: characters; a shorter piece goes.
@@ -112,8 +114,9 @@ class Decontaminate(Step):
         files: list[str] | str,
         keys: list[str] | None = None,
         n: int = 13,
-        characters: int = 20,
+        characters: int = 13,
         minimum: int = 8,
+        minimum_characters: int = 10,
         action: Literal["drop", "cut"] = "drop",
         around: int = 200,
         shortest: int = 200,
@@ -121,14 +124,15 @@ class Decontaminate(Step):
         only: list[str] | None = None,
     ):
         super().__init__(only)
-        if not HEAD <= minimum <= n or characters < n:
+        if not HEAD <= minimum <= n or not HEAD <= minimum_characters <= characters:
             raise UserError(
-                f"Decontaminate: {HEAD} <= minimum {minimum} <= n {n} <= characters {characters} must hold."
+                f"Decontaminate: {HEAD} <= minimum {minimum} <= n {n} must hold, and the same of minimum_characters "
+                f"{minimum_characters} and characters {characters}."
             )
         if action not in ("drop", "cut"):
             raise UserError(f"Decontaminate: action {action!r} must be drop or cut.")
         self.action, self.around, self.shortest, self.most_pieces = action, around, shortest, most_pieces
-        self.index = Index(Runs(n, characters, minimum))
+        self.index = Index(Runs(n, characters, minimum, minimum_characters))
         for path in [files] if isinstance(files, str) else files:
             name = Path(path).name.split(".")[0]
             for number, record in records(path):

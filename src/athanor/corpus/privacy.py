@@ -171,7 +171,7 @@ def address(text: str) -> bool:
         found = ipaddress.ip_address(text)
     except ValueError:
         return False
-    if text.startswith("::") and text.count(":") == 2 and "." not in text:  # ::add of a program
+    if ":" in text and "." not in text and len(list(filter(None, text.split(":")))) < 2:  # ::add or 1:: of a program
         return False
     return not (found.is_unspecified or found.is_loopback or text == "255.255.255.255")
 
@@ -217,8 +217,8 @@ def called(text: str) -> bool:
 AREA = r"(?:10|2\d|[3-9]\d{2})"  # of China, without the 0
 START, END = r"(?<![0-9A-Za-z.+_-])", r"(?![0-9A-Za-z_-])(?!\.\d)"  # no part of a longer number or name
 APART = r"(?<!\d )"  # nor of a row of numbers
-DOT = r"(?:\.|\s?[\[({<](?:[Dd][Oo][Tt]|DOT|\.|点)[\])}>]\s?|\s(?:[Dd][Oo][Tt])\s)"
-AT = r"(?:@|\s?[\[({<](?:[Aa][Tt]|@)[\])}>]\s?|\s@\s?|@\s|\s[Aa][Tt]\s(?=[\w-]+\s[Dd][Oo][Tt]\s))"
+DOT = r"(?:\.|\s?[\[({<](?:[Dd][Oo][Tt]|DOT|\.|点)[\])}>]\s?| [Dd][Oo][Tt] )"
+AT = r"(?:@|\s?[\[({<](?:[Aa][Tt]|@)[\])}>]\s?|\s@\s?|@\s| [Aa][Tt] (?=[\w-]+ [Dd][Oo][Tt] ))"
 EXTENSION = r"(?:[ ,]{0,2}(?:ext\.?|转|轉|x|#) ?\d{1,6})?"
 CN = r"(?:(?:\+|00)?86[ -]?|\(\+?86\)[ -]?|\+\(86\)[ -]?)"
 HAN_DIGIT = "[〇零一二三四五六七八九幺]"

@@ -47,11 +47,11 @@ class Evaluation:
         tasks: dict[str, Any] | list[Any],
         contamination: bool | None = None,
         n: int = 13,
-        characters: int = 20,
+        characters: int = 13,
     ):
         self.model = model
         self.contamination = contamination
-        self.runs = Runs(n, characters, min(n, Runs().minimum))
+        self.runs = Runs(n, characters, min(n, Runs().minimum), min(characters, Runs().minimum_characters))
         self.tasks: dict[str, Task] = (
             tasks if isinstance(tasks, dict) else {type(task).__name__: task for task in tasks}
         )

@@ -291,7 +291,7 @@ def tokenizer_table(account: dict[str, Any]) -> Table:
 def sweep_part(identity: str, account: dict[str, Any]) -> Part:
     found = account["tokenizers"]
     codes = list(dict.fromkeys(code for one in found for code in one["bytes_per_token"]))
-    rows, lines = [], []
+    rows, lines = [], list[Line]()
     for one in found:
         for code in one["bytes_per_token"]:
             rows.append(
