@@ -28,7 +28,7 @@ from athanor.errors import UserError
 # A full-width colon stays: it introduces, and an ASCII one may belong to an IPv6 address.
 TWINS = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if code != 0xFF1A}
 TWINS |= {0x1D7CE + number: str(number % 10) for number in range(50)}
-TWINS |= str.maketrans("。．　–—‐‑−\u00a0\u2009\u202f", "。. ----- " + "  ")
+TWINS |= {ord(mark): twin for mark, twin in zip("　\u00a0\u2009\u202f–—‐‑−", " " * 4 + "-" * 5)}
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
 
 # What an identifier that is no one's secret is introduced by.

@@ -194,6 +194,6 @@ def parsed(model: bytes) -> Any:
     """A SentencePiece model as its protocol buffer."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(model)
     return proto
