@@ -151,7 +151,7 @@ def test_erasure_and_a_sweep(prepared, tmp_path):
     (directory / "sweep.json").write_text(json.dumps(sweep))
     html, markdown = (path.read_text("utf-8") for path in card.write(directory))
     assert "| bpe 1,024 | Chinese | 2.000 | 0.750 | 1.250% | 100.0% |" in markdown
-    assert html.count('<path class="line') == 2, "a line for each language"
+    assert html.count('<path class="line') == 6, "three drawings, a line for each language"
 
 
 def test_what_is_no_run(tmp_path):

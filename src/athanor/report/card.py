@@ -291,7 +291,7 @@ def tokenizer_table(account: dict[str, Any]) -> Table:
 def sweep_part(identity: str, account: dict[str, Any]) -> Part:
     found = account["tokenizers"]
     codes = list(dict.fromkeys(code for one in found for code in one["bytes_per_token"]))
-    rows, lines = [], list[Line]()
+    rows = []
     for one in found:
         for code in one["bytes_per_token"]:
             rows.append(
@@ -303,20 +303,24 @@ def sweep_part(identity: str, account: dict[str, Any]) -> Part:
                     formats.measure(one["round_trip"], "fraction"),
                 ]
             )
-    for method in dict.fromkeys(one["model_type"] for one in found):
-        own = sorted((one for one in found if one["model_type"] == method), key=lambda one: one["vocabulary_size"])
-        for code in codes:
-            sizes, values = (
-                [one["vocabulary_size"] for one in own],
-                [one["bytes_per_token"].get(code, 0) for one in own],
-            )
-            label = f"{LANGUAGES.get(code, code)}, {method}"
-            lines.append(Line(label, TONES[len(lines) % len(TONES)], sizes, values, "plain"))
+    panels = []
+    for key, title in (
+        ("bytes_per_token", "Bytes a token"),
+        ("fertility", "Tokens a word"),
+        ("as_bytes", "Written as bytes"),
+    ):
+        lines: list[Line] = []
+        for method in dict.fromkeys(one["model_type"] for one in found):
+            own = sorted((one for one in found if one["model_type"] == method), key=lambda one: one["vocabulary_size"])
+            for code in codes:
+                sizes, values = [one["vocabulary_size"] for one in own], [one[key].get(code, 0) for one in own]
+                label = f"{LANGUAGES.get(code, code)}, {method}"
+                lines.append(Line(label, TONES[len(lines) % len(TONES)], sizes, values, "plain"))
+        panels.append((title, "by pieces", line_chart(lines), [(line.label, line.tone, "") for line in lines]))
     columns = ["Tokenizer", "Language", "Bytes a token", "Tokens a word", "Written as bytes", "Restored exactly"]
     held = account["held_out"]
     note = f"Measured on {held['documents']:,} documents ({formats.size(held['bytes'])}) that none was trained on. "
     note += "A Chinese character counts as a word."
-    panels = (("Bytes a token", "by pieces", line_chart(lines), [(line.label, line.tone, "") for line in lines]),)
     return Part(
         "Vocabulary sweep",
         identity,
