@@ -154,6 +154,12 @@ def test_erasure_and_a_sweep(prepared, tmp_path):
     assert html.count('<path class="line') == 6, "three drawings, a line for each language"
 
 
+def test_a_run_without_an_account_has_none(prepared):
+    (prepared[0] / "cleaning.json").unlink()
+    assert card.write(prepared[0]) == []
+    assert not list(prepared[0].glob("card.*"))
+
+
 def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="neither a run nor a pipeline"):
         card.write(tmp_path)

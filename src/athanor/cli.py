@@ -154,7 +154,8 @@ def _experiment(verb: str, words: list[str]) -> int:
 
         for made in (*(store.Run(entry.directory) for entry in before if entry.kind == "prepare"), run):
             card = pipeline.data_card(made, anew=made is run and not done)
-        print(f"data card: {_short(card)}")
+        if card:
+            print(f"data card: {_short(card)}")
     _table([(metric, _number(value)) for metric, value in run.metrics.items()])
     return 0
 

@@ -109,14 +109,14 @@ def run(pipeline: Pipeline, *, force: bool = False, progress: Progress | None = 
     return runs
 
 
-def data_card(made: Run, *, anew: bool) -> Path:
-    """The card of a run that prepared data, written if it is new or has none."""
+def data_card(made: Run, *, anew: bool) -> Path | None:
+    """The card of a run that prepared data, written if it is new or has none; None where it has nothing to say."""
     page = made.directory / "card.html"
     if anew or not page.is_file():
         from athanor.report import card
 
         card.write(made.directory)
-    return page
+    return page if page.is_file() else None
 
 
 def report_path(pipeline: Pipeline) -> Path | None:

@@ -50,8 +50,10 @@ class Part(NamedTuple):
 
 
 def write(directory: Path) -> list[Path]:
-    """The card of the finished run in a directory, in its two forms; their paths."""
+    """The card of the finished run in a directory, in two forms; their paths, none where there is nothing to say."""
     context = describe(directory)
+    if not context["parts"]:
+        return []
     write_atomic(directory / HTML, fill("card.html", context))
     write_atomic(directory / MARKDOWN, markdown(context))
     return [directory / HTML, directory / MARKDOWN]
@@ -303,7 +305,7 @@ def sweep_part(identity: str, account: dict[str, Any]) -> Part:
                     formats.measure(one["round_trip"], "fraction"),
                 ]
             )
-    panels = []
+    panels: list[Any] = []
     for key, title in (
         ("bytes_per_token", "Bytes a token"),
         ("fertility", "Tokens a word"),
