@@ -386,7 +386,9 @@ def generate(seed: int, texts: int) -> Iterator[Text]:
         for _ in range(rng.choice([1, 1, 2, 3]) if number % 2 else 1):
             frame = rng.choice(FRAMES[language])
             before, after = frame.split("{}")
-            value, kind = personal(rng, language) if number % 2 else (look_alike(rng, language), "")
+            # one in five in a text of the other language
+            spoken = language if rng.random() < 0.8 else {"en": "zh", "zh": "en"}[language]
+            value, kind = personal(rng, spoken) if number % 2 else (look_alike(rng, spoken), "")
             if kind:
                 data.append(Finding(len(text + before), len(text + before + value), kind))
             text += before + value + after + rng.choice(["\n", " ；" if language == "zh" else " ; "])

@@ -19,7 +19,7 @@ PLACES = f"{ROADS}|花园|小区|公寓|大厦|家园|新村|公馆|广场|[道�
 HOUSE = "(?:号楼|号院|[号號栋幢座弄](?![线線码碼文选種种手人机令位]))"
 ROOM = (
     rf"(?:[第附]?[A-Za-z甲乙丙丁东西南北]? ?(?:\d{{1,5}}(?:-\d{{1,4}}){{0,2}}|{COUNT}{{1,4}}|[A-Za-z])? ?"
-    "(?:号楼|号院|单元|單元|支弄|[栋幢座楼樓层層室户房号號院弄梯]))"
+    "(?:号楼|号院|单元|單元|支弄|[栋幢座塔楼樓层層室户房号號院弄梯]))"
 )
 ESTATE = f"(?: ?[{HAN}]{{2,10}}?(?:大厦|大廈|广场|公寓|花园|小区|中心|大楼|家园|新村|宿舍|国际|苑))"
 ZIP_ZH = r"(?:[ ,;]{0,2}(?:\(?邮编|邮政编码)?[: ]{0,2}\d{6}\)?(?!\d))"
@@ -60,24 +60,31 @@ STATES = (
     "|Washington|Wisconsin|Wyoming"
 )
 WORD = r"(?:[A-Z][\w'’.-]{0,24}|\d{1,3}(?:st|nd|rd|th|ST|ND|RD|TH)|of|the|de|la)"
-UNIT = r"(?:,?\s{1,2}(?:(?:Apt|Apartment|Suite|Ste|Unit|Floor|Fl|Flat|Room|Rm)\b\.?\s?#?|#\s?)\w[\w-]{0,8})"
+UNIT = (
+    r"(?:,?\s{1,2}(?:(?:Apt|Apartment|Suite|Ste|Unit|Floor|Fl|Flat|Room|Rm)(?![A-Za-z])\.?\s?#?|#\s?)"
+    r"[0-9A-Za-z][0-9A-Za-z-]{0,8})"
+)
 CITY = r"[A-Z][\w'’.-]{1,24}(?: [A-Z][\w'’.-]{1,24}){0,3}"
 POSTCODE = r"[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}"
-ZIP = rf"(?:{STATES})\b\.?(?:,?\s{{1,2}}\d{{5}}(?:-\d{{4}})?(?!\d))?"
-TOWN = rf"(?:,?\s{{1,2}}{CITY},?\s{{1,2}}(?:{ZIP}|{POSTCODE})\b)"
-CODED = rf"(?:,?\s{{1,2}}{CITY},?\s{{1,2}}(?:(?:{STATES}),?\s{{1,2}}\d{{5}}(?:-\d{{4}})?(?!\d)|{POSTCODE}\b))"
-SIDE = r"(?:\s(?:N|S|E|W|NE|NW|SE|SW|North|South|East|West)\b\.?)"
-BEGIN = r"(?<![\w$€£#.,/-])(?<!\d )"
-FLAT = r"(?:(?:Flat|Studio|Apartment|Apt|Unit|Suite|Room)\.?\s\w{1,5},?\s)"
+ZIP = rf"(?:{STATES})(?![A-Za-z])\.?(?:,?\s{{1,2}}\d{{5}}(?:-\d{{4}})?(?!\d))?"
+TOWN = rf"(?:,?\s{{1,2}}{CITY},?\s{{1,2}}(?:{ZIP}|{POSTCODE})(?![0-9A-Za-z]))"
+CODED = (
+    rf"(?:,?\s{{1,2}}{CITY},?\s{{1,2}}(?:(?:{STATES}),?\s{{1,2}}\d{{5}}(?:-\d{{4}})?(?!\d)|{POSTCODE}(?![0-9A-Za-z])))"
+)
+SIDE = r"(?:\s(?:N|S|E|W|NE|NW|SE|SW|North|South|East|West)(?![A-Za-z])\.?)"
+BEGIN = r"(?<![0-9A-Za-z_$€£#.,/-])(?<!\d )"
+FLAT = r"(?:(?<![A-Za-z])(?:Flat|Studio|Apartment|Apt|Unit|Suite|Room)\.?\s\w{1,5},?\s)"
 ENGLISH = re.compile(
     rf"(?P<flat>{FLAT})?{BEGIN}(?P<number>\d{{1,6}}(?:-\d{{1,4}})?[A-Za-z]?)\s(?:{WORD}\s){{1,4}}?"
-    rf"(?:(?:{SUFFIXES})\b\.?{SIDE}?(?P<more>{UNIT}?{TOWN}?)|(?:{RARE})\b\.?{SIDE}?(?P<rare>{UNIT}{TOWN}?|{TOWN}))"
+    rf"(?:(?:{SUFFIXES})(?![A-Za-z])\.?{SIDE}?(?P<more>{UNIT}?{TOWN}?)|(?:{RARE})(?![A-Za-z])\.?{SIDE}?(?P<rare>{UNIT}{TOWN}?|{TOWN}))"
 )
 # What a state with a code, or a postcode, proves without a suffix.
-PROVEN = re.compile(rf"(?:{FLAT}|{BEGIN}\d{{1,6}}(?:-\d{{1,4}})?[A-Za-z]?\s)(?:{WORD}\s){{0,3}}{WORD}{UNIT}?{CODED}")
+PROVEN = re.compile(
+    rf"(?:{FLAT}(?:\d{{1,6}}[A-Za-z]?\s)?|{BEGIN}(?:\d{{1,6}}(?:-\d{{1,4}})?[A-Za-z]?|One|Two|Three)\s)(?:{WORD}\s){{0,3}}{WORD}{UNIT}?{CODED}"
+)
 SHIP = r"(?:USS|USNS|USNV|USCGC)\s[A-Z][a-z]+"
 BOX = re.compile(
-    rf"(?<!\w)(?:(?:P\.?\s?O\.?\s?Box|PSC|Unit)\s\d{{1,6}}(?:,?\sBox\s\d{{1,6}})?|{SHIP})(?P<town>{TOWN})?"
+    rf"(?<![0-9A-Za-z_])(?:(?:P\.?\s?O\.?\s?Box|PSC|Unit)\s\d{{1,6}}(?:,?\sBox\s\d{{1,6}})?|{SHIP})(?P<town>{TOWN})?"
 )
 YEAR = re.compile(r"(?:1[5-9]|20)\d\d")
 

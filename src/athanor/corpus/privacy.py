@@ -33,7 +33,7 @@ INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
 
 # What an identifier that is no one's secret is introduced by.
 OTHERS = re.compile(
-    r"(?:\b(?:ISBN(?:-1[03])?|ISSN|EAN|UPC|SKU|DOI|IMEI|ICCID|GTIN|VIN|order|orders|tracking|shipment|parcel|waybill|invoice|receipt"
+    r"(?:(?<![A-Za-z])(?:ISBN(?:-1[03])?|ISSN|EAN|UPC|SKU|DOI|IMEI|ICCID|GTIN|VIN|order|orders|tracking|shipment|parcel|waybill|invoice|receipt"
     r"|serial|part|model|version|transaction|confirmation|reference|ref|ticket|case|batch|lot|item|product|article|asset|barcode|PO|RMA"
     r"|patent|licen[cs]e|build|commit|revision|checksum|hash|timestamp|population|revenue|sum|total|amount)"
     r"|订单|訂單|单号|單號|快递|物流|运单|运单号码|包裹|编号|編號|序列|货号|条码|条形码|发票|书号|版本|型号|流水|批号|文号|合同|交易号?|凭证|工单"
@@ -48,7 +48,7 @@ AFTER = re.compile(
     re.IGNORECASE,
 )
 VERSION = re.compile(
-    r"(?:\bv|version|release|build|firmware|版本号?|section|chapter|rfc|oid|第|章节|[A-Za-z]/|\bdriver|升级[到至])[.:：]?\s*$",
+    r"(?:(?<![A-Za-z])v|version|release|build|firmware|版本号?|section|chapter|rfc|oid|第|章节|[A-Za-z]/|driver|升级[到至])[.:：]?\s*$",
     re.IGNORECASE,
 )
 
@@ -62,14 +62,14 @@ def announced(words: str) -> re.Pattern[str]:
 
 
 CALLED = announced(
-    r"\b(?:tel|telephone|phone|mobile|cell|cellphone|call|fax|whatsapp|sms|text|dial|hotline|ring)[.:]?"
+    r"(?<![A-Za-z])(?:tel|telephone|phone|mobile|cell|cellphone|call|fax|whatsapp|sms|text|dial|hotline|ring)[.:]?"
     "|电话|電話|手机|手機|致电|拨打|传真|热线|联系方式|座机|来电|短信|微信"
 )
 CARD = announced(
-    r"\b(?:cards?|visa|mastercard|amex|american express|discover|unionpay|maestro|jcb)"
+    r"(?<![A-Za-z])(?:cards?|visa|mastercard|amex|american express|discover|unionpay|maestro|jcb)"
     "|卡号|信用卡|银行卡|储蓄卡|借记卡|账号|帐号"
 )
-SECURITY = announced(r"\b(?:ssn|social security)|社会安全")
+SECURITY = announced(r"(?<![A-Za-z])(?:ssn|social security)|社会安全")
 IDENTITY = announced("身份证|身份證|证件")
 
 
@@ -154,8 +154,8 @@ TOP = re.compile(
 
 
 def mailbox(text: str) -> bool:
-    """Where the dots are words, the last is the name of a top-level domain."""
-    return " dot " not in text.lower() or bool(TOP.fullmatch(text.lower().split()[-1]))
+    """Where the dots are words or stand alone, the last part is the name of a top-level domain."""
+    return not re.search(" (?:dot|\\.) ", text.lower()) or bool(TOP.fullmatch(text.lower().split()[-1]))
 
 
 def social_security(text: str) -> bool:
@@ -217,7 +217,7 @@ def called(text: str) -> bool:
 AREA = r"(?:10|2\d|[3-9]\d{2})"  # of China, without the 0
 START, END = r"(?<![0-9A-Za-z.+_-])", r"(?![0-9A-Za-z_-])(?!\.\d)"  # no part of a longer number or name
 APART = r"(?<!\d )"  # nor of a row of numbers
-DOT = r"(?:\.|\s?[\[({<](?:[Dd][Oo][Tt]|DOT|\.|点)[\])}>]\s?| [Dd][Oo][Tt] )"
+DOT = r"(?:\.|\s?[\[({<](?:[Dd][Oo][Tt]|DOT|\.|点)[\])}>]\s?| [Dd][Oo][Tt] | \. )"
 AT = r"(?:@|\s?[\[({<](?:[Aa][Tt]|@)[\])}>]\s?|\s@\s?|@\s| [Aa][Tt] (?=[\w-]+ [Dd][Oo][Tt] ))"
 EXTENSION = r"(?:[ ,]{0,2}(?:ext\.?|转|轉|x|#) ?\d{1,6})?"
 CN = r"(?:(?:\+|00)?86[ -]?|\(\+?86\)[ -]?|\+\(86\)[ -]?)"
@@ -322,7 +322,7 @@ KINDS = [  # in the order in which they claim their characters
     # North American; of others what begins with 0
     *kind(
         "PHONE",
-        rf"(?:\+?1[ .-]?)?(?:\([2-9]\d{{2}}\)[ -]?|[2-9]\d{{2}}[ .-])[2-9]\d{{2}}[ .-]\d{{4}}{EXTENSION}",
+        rf"(?:\+?1[ .-]?)?(?:\([2-9]\d{{2}}\)[ -]?|[2-9]\d{{2}}[ ./-])[2-9]\d{{2}}[ .-]\d{{4}}{EXTENSION}",
     ),
     *kind(
         "PHONE",

@@ -329,7 +329,7 @@ def sweep_part(identity: str, account: dict[str, Any]) -> Part:
         note,
         None,
         (Table("Tokenizers", columns, rows, words=("Language",)),),
-        panels=panels,
+        panels=tuple(panels),
     )
 
 
