@@ -42,7 +42,8 @@ def account(**more):
     }  # fmt: skip
     steps = [
         step | {"name": "length", "in": 100, "out": 70, "dropped": {"short": 30}, "samples": {"short": [EVIL]}},
-        step | {"name": "near duplicates", "in": 70, "out": 62, "dropped": {"near duplicate": 8}},
+        step | {"name": "near duplicates", "in": 70, "out": 62, "dropped": {"near duplicate": 8},
+                "details": {"clusters": {"2": 5, "4": 1}}},
         step | {"name": "contamination", "in": 62, "out": 60, "dropped": {"shares with mmlu": 2}},
         step | {"name": "privacy", "in": 60, "out": 60, "counts": {"PHONE": 12, "documents changed": 7}},
         step | {"name": "balance", "in": 60, "out": 130, "counts": {"bytes of news before": 3600},
@@ -99,6 +100,7 @@ def test_the_card_of_documents_says_what_happened_to_them(prepared):
         ["medical", "24", "2,400", "900", "40.0%", "10.0%", "10.0%", "0.38"],
         ["near duplicates", "dropped: near duplicate", "8"],
         ["contamination", "dropped: shares with mmlu", "2"],
+        ["near duplicates", "4", "1"],
         ["privacy", "PHONE", "12"],
         ["English", "90", "8.1 kB", "100.0%"],
     ):

@@ -76,7 +76,7 @@ class PrepareDocuments:
                 languages.setdefault(document.language, Counter()).update(documents=1, bytes=size(document))
                 lengths.setdefault(document.language, Counter())[1 << max(0, len(document.text).bit_length() - 1)] += 1
                 if document.source in kept:
-                    kept[document.source].update(documents=1, bytes=size(document))
+                    kept[document.source].update(documents=1, bytes=len(document.text.encode("utf-8", "replace")))
                 yield document
             if not passed[-1]:
                 raise UserError(self.why_empty(passed[0]))

@@ -175,6 +175,14 @@ def documents_part(
         ]
         if rows:
             tables.append(Table(title, ["Step", "What", "Count"], rows, note, words=("What",)))
+    clusters = [
+        [step["name"], formats.whole(int(size)), formats.whole(number)]
+        for step in steps
+        for size, number in step.get("details", {}).get("clusters", {}).items()
+    ]
+    if clusters:
+        note = "Documents that are alike, the one that stays among them."
+        tables.append(Table("Duplicate clusters", ["Step", "Documents in a cluster", "Clusters"], clusters, note))
     mixtures = []
     for step in steps:
         if mixture := step.get("details", {}).get("mixture"):
