@@ -8,6 +8,7 @@ import pytest
 from athanor.corpus.contamination import Runs
 from athanor.corpus.documents import Document, write_documents
 from athanor.corpus.shards import WriteShards
+from athanor.errors import UserError
 from athanor.evaluation.contamination import Contamination, training_bytes, training_texts, trainings
 from athanor.evaluation.evaluate import Evaluation
 from athanor.evaluation.exact_match import ExactMatch
@@ -112,3 +113,20 @@ def test_the_job_attaches_it_to_each_score(world, policy, tmp_path, monkeypatch)
         write_json(directory / "manifest.json", manifest)
     assert (told["share"], told["judged"]) == (0.5, 2)
     assert told["clean"]["n"] == 1
+
+
+def test_training_text_that_is_gone_does_not_stop_an_evaluation(world, policy, tmp_path, monkeypatch, caplog):
+    path = tmp_path / "asked.jsonl"
+    path.write_text(json.dumps({"prompt": "2 + 3 = ?", "answer": "5"}) + "\n")
+    directory = next((world.runs.root / "policy").iterdir())
+    manifest = Run(directory).manifest
+    gone = {"kind": "run", "name": "shards", "fingerprint": "f" * 16, "directory": str(tmp_path / "gone")}
+    tasks = [ExactMatch([str(path)], max_new_tokens=2)]
+    write_json(directory / "manifest.json", manifest | {"inputs": {"shards": gone}})
+    try:
+        Evaluation(world.policy, tasks).run(world.runs.context("evaluate-gone"))
+        assert "contamination is not measured: the run shards/" in caplog.text
+        with pytest.raises(UserError, match=r"the run shards/f+ is gone"):
+            Evaluation(world.policy, tasks, contamination=True).run(world.runs.context("evaluate-insist"))
+    finally:
+        write_json(directory / "manifest.json", manifest)

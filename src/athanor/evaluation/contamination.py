@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from athanor.corpus.contamination import Index, Runs, passages, records
+from athanor.corpus.contamination import Index, Runs, passages
 from athanor.corpus.documents import FILENAME, documents_of
 from athanor.corpus.shards import WriteShards
+from athanor.data.formats import read_records
 from athanor.evaluation.measurement import Measurement
 from athanor.evaluation.statistics import bootstrap, interval
 from athanor.runs.lineage import locate
@@ -41,10 +42,10 @@ def training_files(run: Run) -> Iterator[tuple[Path, WriteShards | None]]:
             for given in shards.manifest["inputs"].values():
                 if given["kind"] == "run" and FILENAME in (above := locate(given, shards)).manifest["outputs"]:
                     yield above.directory, writer
-        for text in passages((training.manifest.get("config") or {}).get("data")):
-            name = Path(text)
-            if ".jsonl" in name.name and "validation" not in name.name and name.is_file():
-                yield name, None
+        data = (training.manifest.get("config") or {}).get("data") or {}
+        for text in passages({key: value for key, value in data.items() if "validation" not in key}):
+            if ".json" in Path(text).name and Path(text).is_file():
+                yield Path(text), None
 
 
 def training_texts(run: Run) -> Iterator[str]:
@@ -54,7 +55,7 @@ def training_texts(run: Run) -> Iterator[str]:
             continue
         seen.add(path)
         if writer is None:
-            for _, record in records(path):
+            for _, record in read_records([str(path)]):
                 yield from passages(record)
         else:
             yield from (d.text for d in documents_of(path) if writer.split_of(d) == "train")

@@ -10,6 +10,7 @@ Intervals are at 95% (`athanor.evaluation.statistics`); by the values of items, 
 """
 
 import json
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -102,12 +103,19 @@ class Evaluation:
 
     def attach(self, measurements: list[Measurement], records: list[dict[str, Any]], run: "RunContext") -> None:
         """What of the measured items the model has been trained on, to the record of each score."""
-        model = open_run(self.model)
-        size = training_bytes(model)
-        if not size or not (size <= MOST_BYTES if self.contamination is None else self.contamination):
+        items = [item for measured in measurements for item in measured.items]
+        try:
+            model = open_run(self.model)
+            size = training_bytes(model)
+            if not size or not (size <= MOST_BYTES if self.contamination is None else self.contamination):
+                return
+            run.progress.stage("contamination")
+            found = Contamination(model, items, self.runs)
+        except UserError as error:  # text that was trained on is gone or damaged
+            if self.contamination:
+                raise
+            logging.getLogger("athanor").warning("contamination is not measured: %s", error)
             return
-        run.progress.stage("contamination")
-        found = Contamination(model, [item for measured in measurements for item in measured.items], self.runs)
         named = {measured.name: measured for measured in measurements}
         for record in records:
             if (overlap := found.of(named[record["name"]], record["slice"])) is not None:
