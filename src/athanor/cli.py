@@ -35,6 +35,7 @@ VERBS = {
     "record": "write an experiment's measured result beside it",
     "verify": "rerun all recorded results and say what has drifted",
     "report": "write the page about a run or a pipeline",
+    "erase": "take documents out of all that was made of them",
     "export": "write a run's model and tokenizer in the form of Hugging Face",
 }
 
@@ -101,6 +102,7 @@ def _dispatch(words: list[str]) -> int:
         "record": _record,
         "verify": _verify,
         "report": _report,
+        "erase": _erase,
         "export": _export,
     }
     own = ("member=", "worker=", "trial=")
@@ -154,6 +156,13 @@ def _experiment(verb: str, words: list[str]) -> int:
         return 0
     took = "already done" if done else clock(run.manifest["seconds"])
     print(f"{run.id}  {run.status}  {took}\n{_short(run.directory)}")
+    if verb == "prepare":
+        from athanor import pipeline
+
+        for made in (*(store.Run(entry.directory) for entry in before if entry.kind == "prepare"), run):
+            card = pipeline.data_card(made, anew=made is run and not done)
+        if card:
+            print(f"data card: {_short(card)}")
     _table([(metric, _number(value)) for metric, value in run.metrics.items()])
     return 0
 
@@ -765,6 +774,36 @@ def _search_report(words: list[str]) -> int:
     if results.best:
         written = found.write_best(results)
         print(f"{_short(written)}\nbest: {results.best_line}\nagain: {results.best_command}")
+    return 0
+
+
+def _erase(words: list[str]) -> int:
+    parser = _parser("erase", "LIST [...]")
+    parser.add_argument("lists", nargs="+", metavar="LIST", help="a file with the identity of a document a line")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    options = parser.parse_args(words)
+
+    from athanor.corpus import erase
+    from athanor.progress import Progress
+
+    with Progress() as progress:
+        found = erase.erase(options.lists, catalog.runs_root(), dry=options.dry_run, progress=progress)
+    if not options.dry_run:
+        from athanor import pipeline
+        from athanor.runs.run import open_run
+
+        for run in (*found.documents, *found.shards):
+            pipeline.data_card(open_run(run), anew=True)
+    would = "would be " if options.dry_run else ""
+    rows = [(run, f"{count} documents {would}erased") for run, count in found.documents.items()]
+    rows += [(run, f"{would}rebuilt" if options.dry_run else f"rebuilt, {n} fewer") for run, n in found.shards.items()]
+    rows += [(run, "was trained on them") for run in found.saw]
+    rows += [(run, "was made of them, and is left") for run in found.left]
+    _table(rows)
+    if found.missing:
+        print(f"{found.missing} listed identities are in no run")
+    if found.documents:
+        print("the raw files are untouched: before preparing them again, add the step athanor.corpus.privacy.Removed")
     return 0
 
 

@@ -37,7 +37,7 @@ __all__ = ["Run", "RunFailedError", "execute", "is_finished", "list_runs", "open
 FORMAT = 1
 LOG = "log.txt"
 RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, slurm.CLAIM}
-RECORDS |= {"reproduce.json", "diagnosis.json"}  # what is said of the outputs
+RECORDS |= {"reproduce.json", "diagnosis.json", "card.html", "card.md"}  # what is said of the outputs
 FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # kept, but no outputs
 
 
@@ -76,6 +76,8 @@ def execute(
         progress.start(title or experiment.name)
         progress.finish("skipped")
         return _intact(experiment)
+    if (experiment.directory / MANIFEST).is_file():
+        require_nothing_erased(Run(experiment.directory))
     experiment.validate()
     if missing := unfinished_inputs(experiment):
         lines = [f"{made.name} ({made.fingerprint}): {made.command}" for made in missing]
@@ -103,6 +105,15 @@ def execute(
             slurm.release(experiment.directory)
         progress.finish()
         return run
+
+
+def require_nothing_erased(run: Run) -> None:
+    """Raise UserError where documents were erased from the run itself, which making it again would bring back."""
+    if count := sum(entry["documents"] for entry in run.manifest.get("erased", []) if entry["in_place"]):
+        raise UserError(
+            f"{count} documents were erased from {run.id} on request, and making it again would bring them back; name "
+            "the list as an input and add the step athanor.corpus.privacy.Removed, or remove the run's folder"
+        )
 
 
 def is_finished(experiment: Experiment) -> bool:
