@@ -134,7 +134,7 @@ def test_a_line_that_is_not_json(complain: Complain, tmp_path: Path) -> None:
 def test_no_records_at_all(complain: Complain, tmp_path: Path, step: str) -> None:
     files = records(tmp_path / "a.jsonl")
     assert "training split holds no samples" in complain(step, f"data.files={files}")
-    assert "validation split holds no samples" in complain(step, f"data.validation_files={files}")
+    assert "validation split holds no samples" in complain(step, f"++data.validation_files={files}")
 
 
 def test_no_rows_to_pretrain_on(complain: Complain) -> None:
