@@ -23,7 +23,7 @@ STOREYS = [
     {"models", "corpus", "rollout"},
     {"data"},
     {"algorithms"},
-    {"callbacks", "placement"},
+    {"callbacks", "placement", "strategies"},
     {"train"},
     {"evaluation"},
     {"report"},

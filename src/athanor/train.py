@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from athanor import models
+from athanor import models, strategies
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.checkpoints import Checkpoints, newest
 from athanor.callbacks.preemption import Preemption
@@ -52,7 +52,7 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
         raise UserError(f"Lightning refuses the cluster or the strategy: {' '.join(str(error).split())}") from error
     plan = BatchPlan(
         seed=config["seed"], max_steps=config["max_steps"], global_batch_size=config["global_batch_size"],
-        world_size=trainer.world_size, rank=trainer.global_rank,
+        world_size=strategies.replicas(trainer), rank=strategies.replica(trainer),
         micro_batch_size=cluster["micro_batch_size"], num_workers=cluster["num_workers"],
     )  # fmt: skip
     plan.check()
@@ -69,6 +69,7 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
     algorithm.seed, algorithm.log_every = config["seed"], config["logger"]["every_n_steps"]
     if cluster["compile"]:
         algorithm.model.compile()
+    strategies.check(trainer, algorithm)
 
     resumed = newest(run.directory / "checkpoints")
     step = int(resumed.stem.removeprefix("step-")) if resumed else 0
@@ -126,14 +127,13 @@ def assemble(config: dict[str, Any]) -> tuple[Algorithm, Data]:
 
 def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     config, cluster, keep = experiment.config, experiment.config["cluster"], experiment.config["checkpoint"]
-    strategy = config["strategy"]
     devices, environment = placement(cluster)
     checkpoints = Checkpoints(run.directory / "checkpoints", keep["every_n_steps"], keep["keep"])
     trainer = Trainer(
         accelerator=cluster["accelerator"],
         devices=devices,
         num_nodes=cluster["nodes"],
-        strategy=strategy if isinstance(strategy, str) else build(strategy),
+        strategy=strategies.make(config),
         precision=config["precision"],
         gradient_clip_val=config["gradient_clip"],
         max_steps=config["max_steps"],
@@ -194,9 +194,10 @@ def loggers(experiment: Experiment, run: RunContext) -> list[Logger]:
 def finish(trainer: Trainer, algorithm: Algorithm, data: Data, run: RunContext) -> None:
     """Leaves the model and its tokenizer in the run's directory, and drops the checkpoints, whose work is done."""
     trainer.strategy.barrier()
-    if not trainer.is_global_zero:
-        return
-    models.save(algorithm.model, run.directory)
+    with algorithm.whole(algorithm.model, everywhere=False) as model:
+        if not trainer.is_global_zero:
+            return
+        models.save(model, run.directory)
     shutil.copy(open_run(data.tokenizer_run).path("tokenizer.model"), run.directory / "tokenizer.model")
     shutil.rmtree(run.directory / "checkpoints", ignore_errors=True)
     for logger in algorithm.loggers:

@@ -29,7 +29,7 @@ class Throughput(Callback):
         self.tokens += algorithm.tokens(batch)
         step, now = trainer.global_step, time.perf_counter()
         if algorithm.logs_at(step):
-            rate = self.tokens * trainer.world_size / max(now - self.since, 1e-9)
+            rate = self.tokens * algorithm.replicas / max(now - self.since, 1e-9)
             metrics = {"train/tokens_per_second": rate}
             if self.peak:
                 metrics["train/mfu"] = rate * algorithm.flops_per_token / (self.peak * trainer.world_size)

@@ -1,0 +1,146 @@
+"""Trains every algorithm under one strategy, in one of its processes, and writes what became of it.
+
+WORLD_SIZE=N LOCAL_RANK=R ... python matrix.py STRATEGY TOKENIZER PROMPTS OUTPUT [ALGORITHM...]
+
+OUTPUT/RANK.pt holds, for each (algorithm, accumulation, optimizer): metrics and whole final weights (rank 0), the
+samples in the order in which this rank took them, and how many numbers of parameters and optimizer states it held.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "algorithms"))
+
+import test_ppo
+import torch
+import yaml
+from test_invariance import Tokens, sequences
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from athanor import strategies
+from athanor.algorithms.base import Algorithm
+from athanor.algorithms.dpo import DPO
+from athanor.algorithms.ppo import PPO
+from athanor.algorithms.pretraining import Pretraining
+from athanor.algorithms.reward import RewardModeling
+from athanor.algorithms.sft import SFT
+from athanor.data.base import Data
+from athanor.data.instructions import Conversations
+from athanor.data.preferences import Pairs
+from athanor.data.pretraining import PackedRows
+from athanor.data.prompts import PromptData
+from athanor.models.heads import ScalarModel
+from small import REPOSITORY, Given, decoder, fit, optimizer, steady
+
+ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
+STEPS, BATCH = 6, 16
+OPTIMIZERS = {"adamw": optimizer(3e-3, betas=(0.9, 0.95), eps=1e-6, fused=True), "sgd": optimizer(0.3, torch.optim.SGD)}
+CELLS = [(name, split, kind) for name in ALGORITHMS for split in (1, 4) for kind in OPTIMIZERS]
+
+
+def strategy(name: str, precision: str = "32-true", **changes: Any) -> Any:
+    """As the file of that name in configs/strategy has it."""
+    node = yaml.safe_load((REPOSITORY / "configs/strategy" / f"{name}.yaml").read_text())
+    node = node["strategy"] if "_target_" not in node else {**node, **changes}
+    if isinstance(node, dict) and node.get("stage") == 3:
+        node.setdefault("persistence_threshold", 0)  # all that these small models have is below the default
+    return strategies.make({"strategy": node, "precision": precision, "cluster": {"devices": 1, "nodes": 1}})
+
+
+def make(name: str, kind: Any, tokenizer: str, prompts: str, **shape: Any) -> tuple[Algorithm, Data]:
+    """The same weights and samples every time."""
+    shape = {"kv_heads": 2, "heads": 4, "width": 48, "hidden": 64, **shape}
+    arguments: tuple = (OPTIMIZERS[kind] if isinstance(kind, str) else kind, steady())
+
+    def network(seed: int, vocabulary: int = 29) -> nn.Module:
+        return decoder(vocabulary, seed, **shape)
+
+    def scorer(seed: int, vocabulary: int = 29) -> ScalarModel:
+        model = ScalarModel(network(seed, vocabulary))
+        nn.init.normal_(model.head.weight, std=0.3)
+        return model
+
+    if name == "pretraining":
+        return Pretraining(network(0), *arguments), Given(PackedRows(Tokens(60, 1), 24))
+    if name == "sft":
+        return SFT(network(0), *arguments), Given(Conversations(sequences(23, 1), 0))
+    pairs = Given(Pairs(sequences(23, 2), sequences(23, 3), 0))
+    if name == "reward":
+        return RewardModeling(scorer(0), *arguments), pairs
+    if name == "dpo":
+        return DPO(network(0), *arguments, reference=network(7), beta=0.2), pairs
+    own = test_ppo.VOCABULARY
+    algorithm = PPO(
+        network(2, own), *arguments, reference=network(3, own), reward=scorer(5, own), value=scorer(6, own),
+        tokenizer=tokenizer, max_new_tokens=test_ppo.NEW, kl_coefficient=0.1, value_lr_factor=0.5,
+    )  # fmt: skip
+    return algorithm, PromptData([prompts], tokenizer, test_ppo.NEW, 2 * BATCH, validation_fraction=0.2)
+
+
+def watched(data: Data) -> list[list[int]]:
+    """The samples of each batch that is to be trained on, as they are taken."""
+    seen: list[list[int]] = []
+    attach = data.attach
+
+    def attached(*arguments: Any) -> None:
+        attach(*arguments)
+        batch = data.train.batch
+
+        def noted(indices: Any, places: Any, normalizer: int) -> Any:
+            seen.append([int(i) for i in indices])
+            return batch(indices, places, normalizer)
+
+        data.train.batch = noted  # type: ignore[method-assign]
+
+    data.attach = attached  # type: ignore[method-assign]
+    return seen
+
+
+def held(algorithm: Algorithm) -> dict[str, int]:
+    """Numbers that this process holds of parameters, those of frozen networks, and the optimizer's states."""
+
+    def count(tensors: Any) -> int:
+        pieces = [getattr(t, "ds_tensor", t) for t in tensors]
+        return sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in pieces)
+
+    frozen = [p for name, p in algorithm.named_parameters() if name.split(".")[0] in algorithm.frozen]
+    (own,) = algorithm.trainer.strategy.optimizers
+    states = [t for entry in own.state.values() for t in entry.values() if isinstance(t, torch.Tensor) and t.ndim]
+    return {"parameters": count(algorithm.parameters()), "frozen": count(frozen), "states": count(states)}
+
+
+def whole_weights(algorithm: Algorithm) -> dict[str, torch.Tensor]:
+    """Of the networks that are trained."""
+    weights = {}
+    for name, child in algorithm.named_children():
+        if name not in algorithm.frozen:
+            with algorithm.whole(child, everywhere=False) as network:
+                weights |= {f"{name}.{key}": value.clone() for key, value in network.state_dict().items()}
+    return weights
+
+
+def main(name: str, tokenizer: str, prompts: str, output: str, *only: str) -> None:
+    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    torch.set_num_threads(1)
+    results: dict[tuple, dict] = {}
+    for cell in [cell for cell in CELLS if not only or cell[0] in only]:
+        algorithm, data = make(cell[0], cell[2], tokenizer, prompts)
+        chosen = strategy(name)
+        replicas = world // getattr(chosen, "tensor_parallel", 1)
+        seen = watched(data)
+        metrics = fit(
+            algorithm, data, steps=STEPS, batch=BATCH, micro=BATCH // replicas // cell[1], clip=0.5, world=world,
+            strategy=chosen,
+        )  # fmt: skip
+        results[cell] = {"held": held(algorithm), "seen": seen, "weights": whole_weights(algorithm)}
+        if rank == 0:
+            results[cell]["metrics"] = metrics.history
+    torch.save(results, Path(output) / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,75 @@
+"""Every algorithm under every strategy, in real processes: the model of one process, from the same samples."""
+
+from collections.abc import Callable
+
+import pytest
+from launch import MATRIX, bound, difference, material, outcomes, samples_of_steps
+
+ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
+SPLITS = ((1, "adamw"), (1, "sgd"), (4, "adamw"), (4, "sgd"))
+pytestmark = [pytest.mark.strategies, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Callable[[str, int], list[dict[tuple, dict]]]:
+    """What each rank has to say of a strategy; its processes are started once."""
+    folder, made = tmp_path_factory.mktemp("strategies"), {}
+    given = material(folder)
+
+    def train(strategy: str, world: int) -> list[dict[tuple, dict]]:
+        if (strategy, world) not in made:
+            made[strategy, world] = outcomes(strategy, world, folder, *given)
+        return made[strategy, world]
+
+    return train
+
+
+@pytest.mark.parametrize(("strategy", "world"), MATRIX, ids=[f"{name}-{world}" for name, world in MATRIX])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_it_trains_the_model_of_one_process(algorithm, strategy, world, trained):
+    (one,), ranks = trained("single", 1), trained(strategy, world)
+    for accumulation, optimizer in SPLITS:
+        cell = (algorithm, accumulation, optimizer)
+        expected, found = one[algorithm, 1, optimizer], ranks[0][cell]
+        assert found["metrics"].keys() == expected["metrics"].keys() >= {"train/loss", "train/grad_norm"}
+        far = difference(expected, found)
+        assert max(far.loss, far.weights) < bound(strategy), (cell, far)
+        assert far.gradient < 10 * bound(strategy), (cell, far)
+        losses = [value for _, value in expected["metrics"]["train/loss"]]
+        assert max(losses) - min(losses) > 1e-3 * max(map(abs, losses)), "a training that stands still proves nothing"
+
+
+@pytest.mark.parametrize(("strategy", "world"), MATRIX, ids=[f"{name}-{world}" for name, world in MATRIX])
+def test_the_samples_and_their_order_are_those_of_one_process(strategy, world, trained):
+    (one,), ranks = trained("single", 1), trained(strategy, world)
+    replicas = world // 2 if strategy == "fsdp2_tp" else world
+    for cell in ranks[0]:
+        if cell[0] == "ppo":  # draws prompts where a rollout begins, whole rollouts at once
+            rollouts = zip(*(rank[cell]["seen"] for rank in ranks[:: world // replicas]))
+            steps = [[i for share in shares for i in share] for shares in rollouts]
+            expected = one["ppo", 1, cell[2]]["seen"]
+        else:
+            steps = samples_of_steps([rank[cell]["seen"] for rank in ranks], cell[1], replicas)
+            expected = one[cell[0], 1, cell[2]]["seen"]
+        count = min(len(steps), len(expected))  # a loader reads ahead
+        assert count >= (3 if cell[0] == "ppo" else 6), cell
+        assert steps[:count] == expected[:count], cell
+
+
+@pytest.mark.parametrize(("strategy", "world"), MATRIX, ids=[f"{name}-{world}" for name, world in MATRIX])
+def test_what_it_shards_is_really_sharded(strategy, world, trained):
+    """PPO holds four networks, two of them frozen. Of `whole` numbers a process keeps a share, and a little padding."""
+    (one,), ranks = trained("single", 1), trained(strategy, world)
+    whole, cell = one["ppo", 1, "adamw"]["held"], ("ppo", 1, "adamw")
+    sharded = {"ddp": (), "deepspeed_zero1": ("states",), "deepspeed_zero2": ("states",)}.get(
+        strategy, ("parameters", "frozen", "states")
+    )
+    share = 1 / (2 if strategy == "hsdp" else world)
+    if strategy == "fsdp2_tp":  # embeddings and norms are not split over the two
+        share = 2 / world
+    for name, size in whole.items():
+        for rank in ranks:
+            held = rank[cell]["held"][name]
+            assert held < size * share * 1.1 if name in sharded else held == size, (name, held, size)
+        if name in sharded and name != "states":
+            assert sum(rank[cell]["held"][name] for rank in ranks) >= size
