@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "strategies"))
 
-from launch import MATRIX, Difference, bound, difference, material, outcomes
+from launch import MATRIX, Difference, Matrix, bound, difference
 
 ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
 RESULTS = Path(__file__).resolve().parent / "results" / "equivalence.md"
@@ -31,11 +31,11 @@ def main() -> None:
     chosen = [(name, world) for name, world in MATRIX if not arguments.strategies or name in arguments.strategies]
     rows, cells, worst, beyond = [], 0, 0.0, []
     with tempfile.TemporaryDirectory() as folder:
-        given = material(Path(folder))
-        (one,) = outcomes("single", 1, Path(folder), *given)
+        matrix = Matrix(Path(folder))
+        (one,) = matrix("single", 1)
         for strategy, world in chosen:
             started = time.perf_counter()
-            found = outcomes(strategy, world, Path(folder), *given)[0]
+            found = matrix(strategy, world)[0]
             seconds = time.perf_counter() - started
             for algorithm in ALGORITHMS:
                 own = [cell for cell in found if cell[0] == algorithm]
@@ -56,6 +56,7 @@ def main() -> None:
                 rows.append(row)
                 print(" ".join(f"{x:<{w}}" for x, w in zip(row, (12, 16, 2, 8, 8, 8, 8, 6))), flush=True)
             print(f"# {strategy} on {world} processes: {seconds:.0f} s", flush=True)
+        matrix.close()
     if arguments.write:
         RESULTS.write_text(page(rows, cells, worst), "utf-8")
     print(f"FIGURE equivalence_cells {cells}")

@@ -18,7 +18,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -402,6 +402,11 @@ class FSDP(Sharded):
         self.model = FullyShardedDataParallel(
             algorithm, device_id=self.root_device, use_orig_params=True, auto_wrap_policy=ModuleWrapPolicy({Block})
         )
+        self.units = [
+            (f"{name}.".replace("_fsdp_wrapped_module.", "").lstrip("."), unit)
+            for name, unit in self.model.named_modules()
+            if isinstance(unit, FullyShardedDataParallel) and unit._handle is not None
+        ]
 
     def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None and parameter.grad.numel()]
@@ -416,17 +421,17 @@ class FSDP(Sharded):
         from torch.distributed.fsdp import FullyShardedDataParallel
         from torch.distributed.fsdp._common_utils import TrainingState
 
-        (prefix,) = (name for name, child in self.algorithm.named_children() if child is network)
-        root = cast(FullyShardedDataParallel, self.model)
-        for unit in (root, *(m for m in network.modules() if isinstance(m, FullyShardedDataParallel))):
-            inside = {id(p) for m in unit.modules() if m is not unit and isinstance(m, FullyShardedDataParallel)
-                      for p in m.parameters()}  # fmt: skip
-            own = [p for p in (network if unit is root else unit).parameters() if id(p) not in inside]
-            if unit is root and root.training_state != TrainingState.IDLE:  # within a step: gathered already
-                yield from [(self.names[id(p)].removeprefix(f"{prefix}."), p.detach().clone()) for p in own]
+        (prefix,) = (f"{name}." for name, child in self.algorithm.named_children() if child is network)
+        for start, unit in self.units:
+            flat = unit._handle.flat_param
+            places = [(f"{start}{name}", place) for name, place in zip(flat._fqns, flat._param_infos)]
+            places = [(name.removeprefix(prefix), place) for name, place in places if name.startswith(prefix)]
+            if not places:
                 continue
-            with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
-                found = [(self.names[id(p)].removeprefix(f"{prefix}."), p.detach().clone()) for p in own]
+            within = unit.training_state != TrainingState.IDLE  # a step, for which the outermost unit is gathered
+            summon = FullyShardedDataParallel.summon_full_params
+            with nullcontext() if within else summon(unit, recurse=False, writeback=False):
+                found = [(name, getattr(place.module, place.param_name).detach().clone()) for name, place in places]
             yield from found
 
     def fill(self, parameters: dict[str, Tensor]) -> None:
@@ -532,8 +537,11 @@ class ZeRO(Sharded):
     def shard(self, algorithm: Algorithm) -> None:
         import deepspeed
 
-        if self.stage < 3 or self.root_device.type == "cpu":
+        if self.stage < 3:
             algorithm.to(self.root_device)
+        for module in algorithm.modules():  # the engine moves parameters as it shards them, but no buffers
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.root_device))
         self.setup_optimizers(algorithm.trainer)
         (optimizer,) = self.optimizers
         self.order = [list(group["params"]) for group in optimizer.param_groups]
@@ -641,9 +649,14 @@ class ZeRO(Sharded):
             yield
 
     def full(self, network: nn.Module, keep: bool = True) -> Iterator[tuple[str, Tensor]]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
         for name, parameter in network.named_parameters():
+            if self.stage == 3 and parameter.requires_grad:  # however it is just now: gathered, on its way, or neither
+                yield name, safe_get_full_fp32_param(parameter)
+                continue
             with self._gathered([parameter]):
-                value = parameter.detach().clone() if keep else parameter.new_empty(0)
+                value = parameter.detach().clone()
             yield name, value
 
     def fill(self, parameters: dict[str, Tensor]) -> None:

@@ -1,11 +1,9 @@
-"""Starts the processes of `matrix.py`, and says how far what they trained lies from what one process trained."""
+"""Starts `matrix.py`, and says how far what they trained lies from what one process trained."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,56 +39,34 @@ def bound(strategy: str) -> float:
     return 1e-4 if "zero" in strategy else 1e-5
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+class Matrix:
+    """The process that trains, with a tokenizer and prompts in a folder of its own."""
 
+    def __init__(self, folder: Path):
+        self.folder = folder
+        prompts = folder / "prompts.jsonl"
+        prompts.write_text("".join(json.dumps({"prompt": f"{q} {i}"}) + "\n" for i in range(8) for q in QUESTIONS))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])}
+        words = [str(TESTS / "strategies" / "matrix.py"), train_tokenizer(folder), str(prompts), str(folder)]
+        self.process = subprocess.Popen(
+            [sys.executable, *words], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
-def run(words: list[str], world: int, timeout: float = 1200) -> None:
-    """`python words` in so many processes of one training; raises AssertionError with what the failing one said."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    environment |= {
-        "WORLD_SIZE": str(world), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)]),
-    }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        said = [open(Path(folder) / str(rank), "w+") for rank in range(world)]  # noqa: SIM115
-        processes = [
-            subprocess.Popen([sys.executable, *words], env={**environment, "LOCAL_RANK": str(rank)}, stdout=out,
-                             stderr=subprocess.STDOUT)
-            for rank, out in enumerate(said)
-        ]  # fmt: skip
-        try:
-            for process in processes:
-                process.wait(timeout)
-        finally:
-            for process in processes:
-                process.kill()
-            for process in processes:
-                process.wait()
-            for out in said:
-                out.seek(0)
-            texts = [out.read()[-3000:] for out in said]
-            for out in said:
-                out.close()
-        codes = [process.returncode for process in processes]
-        assert not any(codes), "\n".join(f"rank {r} ended with {c}: {t}" for r, (c, t) in enumerate(zip(codes, texts)))
+    def __call__(self, strategy: str, world: int, *only: str) -> list[dict[tuple, dict]]:
+        """What each rank wrote."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(strategy, world, *only, file=self.process.stdin, flush=True)
+        answer, _, said = self.process.stdout.readline().strip().partition(" ")
+        assert answer == "done", "\n".join(json.loads(said)) if said else "the process died"
+        output = self.folder / f"{strategy}-{world}"
+        return [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
-
-def material(folder: Path) -> tuple[str, str]:
-    """A tokenizer and prompts in a folder."""
-    prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"{q} {i}"}) + "\n" for i in range(8) for q in QUESTIONS))
-    return train_tokenizer(folder), str(prompts)
-
-
-def outcomes(strategy: str, world: int, folder: Path, tokenizer: str, prompts: str) -> list[dict[tuple, dict]]:
-    """What `matrix.py` wrote, of each rank."""
-    output = folder / f"{strategy}-{world}"
-    output.mkdir()
-    run([str(TESTS / "strategies" / "matrix.py"), strategy, tokenizer, prompts, str(output)], world)
-    return [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
 
 
 def difference(expected: dict[str, Any], found: dict[str, Any]) -> Difference:

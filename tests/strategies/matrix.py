@@ -1,13 +1,20 @@
-"""Trains every algorithm under one strategy, in one of its processes, and writes what became of it.
+"""Trains every algorithm under a strategy, in so many processes of one training, and writes what became of it.
 
-WORLD_SIZE=N LOCAL_RANK=R ... python matrix.py STRATEGY TOKENIZER PROMPTS OUTPUT [ALGORITHM...]
+python matrix.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of STRATEGY PROCESSES [ALGORITHM...]
 
-OUTPUT/RANK.pt holds, for each (algorithm, accumulation, optimizer): metrics and whole final weights (rank 0), the
-samples in the order in which this rank took them, and how many numbers of parameters and optimizer states it held.
+The imports are done once, and the processes forked. Each answers with a line `done`, or `failed` and what was said.
+OUTPUT/STRATEGY-PROCESSES/RANK.pt holds, for each (algorithm, accumulation, optimizer): metrics and whole final weights
+(rank 0), the samples in the order in which this rank took them, and how many numbers of parameters and optimizer states
+it held.
 """
 
+import faulthandler
+import json
+import multiprocessing
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +45,7 @@ from small import REPOSITORY, Given, decoder, fit, optimizer, steady
 
 ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
 STEPS, BATCH = 6, 16
+PATIENCE = 900  # seconds; then a process says where it hangs, and ends
 OPTIMIZERS = {"adamw": optimizer(3e-3, betas=(0.9, 0.95), eps=1e-6, fused=True), "sgd": optimizer(0.3, torch.optim.SGD)}
 CELLS = [(name, split, kind) for name in ALGORITHMS for split in (1, 4) for kind in OPTIMIZERS]
 
@@ -123,12 +131,11 @@ def whole_weights(algorithm: Algorithm) -> dict[str, torch.Tensor]:
     return weights
 
 
-def main(name: str, tokenizer: str, prompts: str, output: str, *only: str) -> None:
-    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path, only: list[str]) -> None:
     torch.set_num_threads(1)
     results: dict[tuple, dict] = {}
     for cell in [cell for cell in CELLS if not only or cell[0] in only]:
-        algorithm, data = make(cell[0], cell[2], tokenizer, prompts)
+        algorithm, data = make(cell[0], cell[2], *given)
         chosen = strategy(name)
         replicas = world // getattr(chosen, "tensor_parallel", 1)
         seen = watched(data)
@@ -139,7 +146,47 @@ def main(name: str, tokenizer: str, prompts: str, output: str, *only: str) -> No
         results[cell] = {"held": held(algorithm), "seen": seen, "weights": whole_weights(algorithm)}
         if rank == 0:
             results[cell]["metrics"] = metrics.history
-    torch.save(results, Path(output) / f"{rank}.pt")
+    torch.save(results, output / f"{rank}.pt")
+
+
+def process(environment: dict[str, str], said: Path, *arguments: Any) -> None:
+    """One rank, forked; what it says goes to a file."""
+    out = os.open(said, os.O_CREAT | os.O_WRONLY)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ.update(environment)
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    train(*arguments)
+
+
+def main(tokenizer: str, prompts: str, output: str) -> None:
+    context = multiprocessing.get_context("fork")
+    for line in sys.stdin:
+        name, count, *only = line.split()
+        world, folder = int(count), Path(output) / f"{name}-{count}"
+        folder.mkdir(exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = {"WORLD_SIZE": count, "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [
+            context.Process(
+                target=process,
+                args=({**shared, "LOCAL_RANK": str(r)}, folder / f"{r}.txt", name, world, r, (tokenizer, prompts),
+                      folder, only),
+            )
+            for r in range(world)
+        ]  # fmt: skip
+        for rank in ranks:
+            rank.start()
+        while all(rank.exitcode in (None, 0) for rank in ranks) and any(rank.exitcode is None for rank in ranks):
+            time.sleep(0.1)
+        codes = [rank.exitcode for rank in ranks]
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+        said = "" if not any(codes) else json.dumps([(folder / f"{r}.txt").read_text()[-3000:] for r in range(world)])
+        print(f"failed {said}" if said else "done", flush=True)
 
 
 if __name__ == "__main__":

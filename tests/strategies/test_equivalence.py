@@ -1,9 +1,10 @@
 """Every algorithm under every strategy, in real processes: the model of one process, from the same samples."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 
 import pytest
-from launch import MATRIX, bound, difference, material, outcomes, samples_of_steps
+from launch import MATRIX, Matrix, bound, difference, samples_of_steps
 
 ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
 SPLITS = ((1, "adamw"), (1, "sgd"), (4, "adamw"), (4, "sgd"))
@@ -11,17 +12,11 @@ pytestmark = [pytest.mark.strategies, pytest.mark.slow, pytest.mark.timeout(1500
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Callable[[str, int], list[dict[tuple, dict]]]:
-    """What each rank has to say of a strategy; its processes are started once."""
-    folder, made = tmp_path_factory.mktemp("strategies"), {}
-    given = material(folder)
-
-    def train(strategy: str, world: int) -> list[dict[tuple, dict]]:
-        if (strategy, world) not in made:
-            made[strategy, world] = outcomes(strategy, world, folder, *given)
-        return made[strategy, world]
-
-    return train
+def trained(tmp_path_factory) -> Iterator[Callable[[str, int], list[dict[tuple, dict]]]]:
+    """What each rank has to say of a strategy, trained once."""
+    matrix = Matrix(tmp_path_factory.mktemp("strategies"))
+    yield functools.cache(matrix)
+    matrix.close()
 
 
 @pytest.mark.parametrize(("strategy", "world"), MATRIX, ids=[f"{name}-{world}" for name, world in MATRIX])

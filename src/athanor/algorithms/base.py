@@ -133,7 +133,7 @@ class Algorithm(LightningModule):
         context, all of them are needed.
 
         Args:
-            everywhere: on every rank; else only on rank 0, and perhaps on another device.
+            everywhere: on every rank; else only on rank 0, and perhaps on the CPU.
         """
         gather = getattr(self.trainer.strategy, "whole", None)
         return nullcontext(network) if gather is None else gather(network, everywhere)

@@ -21,7 +21,7 @@ class Samples(Callback):
     def on_validation_end(self, trainer: Trainer, algorithm: Algorithm) -> None:  # type: ignore[override]
         if not (self.count and hasattr(algorithm.model, "logits")):
             return
-        with algorithm.whole(algorithm.model, everywhere=False) as model:
+        with algorithm.whole(algorithm.model) as model:
             if trainer.is_global_zero:
                 self.write(trainer, algorithm, model)
 
