@@ -38,7 +38,7 @@ def main() -> None:
             found = matrix(strategy, world)[0]
             seconds = time.perf_counter() - started
             for algorithm in ALGORITHMS:
-                own = [cell for cell in found if cell[0] == algorithm]
+                own = [cell for cell in found if cell[0] == algorithm and cell[2] != "muon"]
                 far = {cell: difference(one[algorithm, 1, cell[2]], found[cell]) for cell in own}
                 most = Difference(*(max(x) for x in zip(*far.values())))
                 by_sgd = max(d.weights for cell, d in far.items() if cell[2] == "sgd")

@@ -437,11 +437,12 @@ class FSDP(Sharded):
     def fill(self, parameters: dict[str, Tensor]) -> None:
         from torch.distributed.fsdp import FullyShardedDataParallel
 
-        with FullyShardedDataParallel.summon_full_params(cast(nn.Module, self.model), writeback=True):
-            for parameter in self.algorithm.parameters():
-                name = self.names[id(parameter)]
-                if name in parameters:
-                    parameter.copy_(parameters[name])
+        for start, unit in self.units:
+            flat = unit._handle.flat_param
+            with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=True):
+                for name, place in zip(flat._fqns, flat._param_infos):
+                    if f"{start}{name}" in parameters:
+                        getattr(place.module, place.param_name).copy_(parameters[f"{start}{name}"])
 
     @contextmanager
     def _whole_states(self) -> Iterator[None]:
@@ -554,6 +555,7 @@ class ZeRO(Sharded):
             dist_init_required=False,
         )
         self.model = self.engine
+        algorithm.to(self.root_device)  # no more than its own note of where it is
         if self.stage == 3:
             layered = {id(p) for m in algorithm.modules() if isinstance(m, Block) for p in m.parameters()}
             for parameter in algorithm.parameters():

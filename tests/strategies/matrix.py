@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,17 @@ from athanor.data.preferences import Pairs
 from athanor.data.pretraining import PackedRows
 from athanor.data.prompts import PromptData
 from athanor.models.heads import ScalarModel
-from small import REPOSITORY, Given, decoder, fit, optimizer, steady
+from athanor.optimizers import MuonWithAdamW
+from athanor.schedules import cosine
+from small import REPOSITORY, Given, decoder, fit, optimizer
 
 ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
 STEPS, BATCH = 6, 16
 PATIENCE = 900  # seconds; then a process says where it hangs, and ends
-OPTIMIZERS = {"adamw": optimizer(3e-3, betas=(0.9, 0.95), eps=1e-6, fused=True), "sgd": optimizer(0.3, torch.optim.SGD)}
-CELLS = [(name, split, kind) for name in ALGORITHMS for split in (1, 4) for kind in OPTIMIZERS]
+OPTIMIZERS = {"adamw": optimizer(3e-3, betas=(0.9, 0.95), eps=1e-6, fused=True), "sgd": optimizer(0.3, torch.optim.SGD),
+              "muon": optimizer(3e-3, MuonWithAdamW, matrix_lr=0.02)}  # fmt: skip
+CELLS = [(name, split, kind) for name in ALGORITHMS for split in (1, 4) for kind in ("adamw", "sgd")]
+MUON = ("single", "ddp", "fsdp2", "hsdp")  # strategies under which an optimizer sees matrices
 
 
 def strategy(name: str, precision: str = "32-true", **changes: Any) -> Any:
@@ -59,10 +64,10 @@ def strategy(name: str, precision: str = "32-true", **changes: Any) -> Any:
     return strategies.make({"strategy": node, "precision": precision, "cluster": {"devices": 1, "nodes": 1}})
 
 
-def make(name: str, kind: Any, tokenizer: str, prompts: str, **shape: Any) -> tuple[Algorithm, Data]:
+def make(name: str, kind: str, tokenizer: str, prompts: str) -> tuple[Algorithm, Data]:
     """The same weights and samples every time."""
-    shape = {"kv_heads": 2, "heads": 4, "width": 48, "hidden": 64, **shape}
-    arguments: tuple = (OPTIMIZERS[kind] if isinstance(kind, str) else kind, steady())
+    shape: dict[str, Any] = {"kv_heads": 2, "heads": 4, "width": 48, "hidden": 64}
+    arguments: tuple = (OPTIMIZERS[kind], partial(cosine, warmup_steps=2))
 
     def network(seed: int, vocabulary: int = 29) -> nn.Module:
         return decoder(vocabulary, seed, **shape)
@@ -134,7 +139,8 @@ def whole_weights(algorithm: Algorithm) -> dict[str, torch.Tensor]:
 def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path, only: list[str]) -> None:
     torch.set_num_threads(1)
     results: dict[tuple, dict] = {}
-    for cell in [cell for cell in CELLS if not only or cell[0] in only]:
+    extra = [("pretraining", 1, "muon")] if name in MUON else []
+    for cell in [cell for cell in (*CELLS, *extra) if not only or cell[0] in only]:
         algorithm, data = make(cell[0], cell[2], *given)
         chosen = strategy(name)
         replicas = world // getattr(chosen, "tensor_parallel", 1)

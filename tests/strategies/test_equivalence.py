@@ -34,6 +34,15 @@ def test_it_trains_the_model_of_one_process(algorithm, strategy, world, trained)
         assert max(losses) - min(losses) > 1e-3 * max(map(abs, losses)), "a training that stands still proves nothing"
 
 
+@pytest.mark.parametrize(("strategy", "world"), [("ddp", 2), ("fsdp2", 2), ("fsdp2", 4), ("hsdp", 4)])
+def test_muon_sees_whole_matrices(strategy, world, trained):
+    """Its iterations are in bfloat16, which magnifies a rounding; pieces of matrices would give something else."""
+    cell = ("pretraining", 1, "muon")
+    far = difference(trained("single", 1)[0][cell], trained(strategy, world)[0][cell])
+    assert far.loss < 1e-3, far
+    assert far.weights < 1e-2, far
+
+
 @pytest.mark.parametrize(("strategy", "world"), MATRIX, ids=[f"{name}-{world}" for name, world in MATRIX])
 def test_the_samples_and_their_order_are_those_of_one_process(strategy, world, trained):
     (one,), ranks = trained("single", 1), trained(strategy, world)
