@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from furnace_project import Furnace, only, read_lines
+from furnace_project import Furnace, only, read_json, read_lines
 from safetensors.torch import load_file
 from test_kill import assert_same, saved, stop
 
@@ -102,3 +102,18 @@ def test_what_does_not_fit_is_refused_in_a_sentence(furnace: Furnace, here: Any,
     assert outcome.code == 2
     assert sentence in " ".join(outcome.err.split()), outcome.err
     assert not list(tmp_path.glob("*/*/*/checkpoints/*"))
+
+
+def test_prove_says_how_far_apart_they_are(furnace: Furnace, tmp_path: Path) -> None:
+    """One strategy that trains the same model, and one that refuses."""
+    given = furnace.command("pretrain", tmp_path, *ADAMW, "precision=32-true", "schedule.warmup_steps=1", *TWO)
+    outcome = furnace.run("prove", *given[1:], "strategies=fsdp2,fsdp2_tp", "steps=3")
+    assert outcome.code == 1, outcome.err
+    (found,) = tmp_path.glob(".prove/*/*/*/prove.json")
+    result = read_json(found)
+    good, refused = result["trainings"]
+    assert 0 < good["loss"] < 1e-5
+    assert good["weights"] < 1e-3
+    assert "strategy.tensor_parallel=2 does not divide model.kv_heads=1" in refused["error"]
+    assert f"| fsdp2 | {good['loss']:.1e} |" in outcome.out
+    assert (found.parent / "prove.md").read_text() in outcome.out
