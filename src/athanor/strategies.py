@@ -394,6 +394,7 @@ class FSDP(Sharded):
 
     def shard(self, algorithm: Algorithm) -> None:
         from torch.distributed.fsdp import FullyShardedDataParallel
+        from torch.distributed.fsdp._runtime_utils import _lazy_init
         from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
         self.names = {id(parameter): name for name, parameter in algorithm.named_parameters()}
@@ -407,6 +408,7 @@ class FSDP(Sharded):
             for name, unit in self.model.named_modules()
             if isinstance(unit, FullyShardedDataParallel) and unit._handle is not None
         ]
+        _lazy_init(self.model, self.model)  # else the first unit that is asked for its state takes itself for the root
 
     def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None and parameter.grad.numel()]
