@@ -5,7 +5,8 @@ python matrix.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of STRATEGY PR
 The imports are done once, and the processes forked. Each answers with a line `done`, or `failed` and what was said.
 OUTPUT/STRATEGY-PROCESSES/RANK.pt holds, for each (algorithm, accumulation, optimizer): metrics and whole final weights
 (rank 0), the samples in the order in which this rank took them, and how many numbers of parameters and optimizer states
-it held.
+it held; for ("again", algorithm) those weights after a stop in the middle and a start from the checkpoint, which is
+OUTPUT/STRATEGY-PROCESSES/ALGORITHM.ckpt; and for ("from single", algorithm) after a start from that of `single 1`.
 """
 
 import faulthandler
@@ -136,6 +137,10 @@ def whole_weights(algorithm: Algorithm) -> dict[str, torch.Tensor]:
     return weights
 
 
+RESUMED = ("dpo", "ppo")  # a frozen network; four networks, two parts, rollouts and a buffer
+STOP = 3  # in the middle of a rollout
+
+
 def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path, only: list[str]) -> None:
     torch.set_num_threads(1)
     results: dict[tuple, dict] = {}
@@ -152,6 +157,26 @@ def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path
         results[cell] = {"held": held(algorithm), "seen": seen, "weights": whole_weights(algorithm)}
         if rank == 0:
             results[cell]["metrics"] = metrics.history
+    for kind in [kind for kind in RESUMED if not only or kind in only]:
+        saved, single = output / f"{kind}.ckpt", output.parent / "single-1" / f"{kind}.ckpt"
+        turns: list[tuple[str, dict[str, Any]]] = [
+            ("stopped", {"stop": STOP, "save": saved}),
+            ("again", {"resume": saved}),
+        ]
+        turns += [("from single", {"resume": single})] if single.exists() and name != "single" else []
+        for turn, settings in turns:
+            algorithm, data = make(kind, "adamw", *given)
+            with torch.no_grad():
+                for parameter in algorithm.model.parameters():
+                    parameter.mul_(1.0 if turn == "stopped" else 0.5)  # whatever is not loaded shows
+            chosen = strategy(name)
+            micro = BATCH // (world // getattr(chosen, "tensor_parallel", 1)) // 4
+            fit(
+                algorithm, data, steps=STEPS, batch=BATCH, micro=micro, clip=0.5, world=world, strategy=chosen,
+                **settings,
+            )  # fmt: skip
+            if turn != "stopped":
+                results[turn, kind] = {"weights": whole_weights(algorithm)}
     torch.save(results, output / f"{rank}.pt")
 
 
