@@ -21,11 +21,15 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/athanor pipeline experiment=pipelines/demo $(PRECISION)
 
+# Processes that run tests, each on one thread
+WORKERS ?= 2
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not strategies"
+	$(PYTEST) -m "not strategies"
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-strategies: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m strategies

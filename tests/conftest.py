@@ -18,6 +18,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+TOGETHER = ("slurm", "strategies", "furnace")  # folders that share something costly, and take longest: they begin
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """How `pytest -n 2 --dist loadgroup` deals tests out: by file, and some folders whole."""
+
+    def group(item: pytest.Item) -> str:
+        parts = item.path.relative_to(REPOSITORY / "tests").parts
+        return parts[0] if parts[0] in TOGETHER else "/".join(parts)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: TOGETHER.index(group(item)) if group(item) in TOGETHER else len(TOGETHER))
+
+
 class Project:
     """A folder with `configs/`, `experiments/`, two documents in `data/`, and the working directory in it."""
 

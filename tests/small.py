@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def fit(
     stop: int | None = None,
     save: Path | None = None,
     resume: Path | None = None,
+    callbacks: Iterable[Callback] = (),
 ) -> Metrics:
     """Trains with the trainer's own settings (`athanor.train.make_trainer`), without a run's files.
 
@@ -123,7 +124,7 @@ def fit(
         accelerator="cpu", devices=world, strategy=strategy or ("ddp" if world > 1 else "auto"), max_steps=steps,
         max_epochs=-1, precision=precision, gradient_clip_val=clip, logger=metrics, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[StopAt(stop, save)] if stop and save else [],
+        enable_model_summary=False, callbacks=[*callbacks, *([StopAt(stop, save)] if stop and save else [])],
     )  # fmt: skip
     plan = BatchPlan(seed, steps, batch, strategies.replicas(trainer), strategies.replica(trainer), micro)
     trainer.accumulate_grad_batches = plan.accumulation

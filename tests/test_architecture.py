@@ -16,14 +16,25 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # what makes them.
 READING = ("files", "lock", "run")
 STOREYS = [
-    {"errors", "split", "batches", "functional", "schedules", "optimizers", "progress", "signals", "slurm"},
+    {
+        "errors",
+        "split",
+        "batches",
+        "functional",
+        "schedules",
+        "optimizers",
+        "linear_cross_entropy",
+        "progress",
+        "signals",
+        "slurm",
+    },
     {"catalog", "signatures", "schema", "checker", "runs.reading"},
     {"config"},
     {"runs"},
     {"models", "corpus", "rollout"},
     {"data"},
     {"algorithms"},
-    {"callbacks", "placement", "strategies"},
+    {"callbacks", "placement", "acceleration", "strategies"},
     {"train"},
     {"evaluation"},
     {"report"},

@@ -75,7 +75,8 @@ def cluster(
     micro_batch_size: int | None,
     num_workers: int,
     threads: int | None,
-    compile: bool,
+    compile: bool | Literal["auto"],
+    recompute: Literal["none", "selective", "full"] = "none",
     slurm: dict[str, Any] | None = None,
 ) -> None:
     """The hardware.
@@ -85,7 +86,9 @@ def cluster(
         micro_batch_size: sequences in one forward pass on one device; null for the device's whole share.
         num_workers: data-loading processes for each device.
         threads: CPU threads of each process; null leaves it to torch.
-        compile: whether torch.compile is used.
+        compile: whether torch.compile compiles the model's blocks; "auto": where it pays.
+        recompute: activations of a block that the backward pass makes again: "selective", all but matrix products and
+            attention, or "full".
         slurm: what `athanor submit` tells SLURM.
     """
 

@@ -82,6 +82,22 @@ def check(trainer: Trainer, algorithm: Algorithm) -> None:
             )
 
 
+def compiled(trainer: Trainer, cluster: dict[str, Any]) -> dict[str, Any]:
+    """The cluster, with `compile` as the strategy can have it: sharded layers are compiled only if asked for.
+
+    Raises:
+        UserError: compilation is asked for and the strategy has none.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, Sharded) or cluster["compile"] is False:
+        return cluster
+    if cluster["compile"] is True:
+        if strategy.compiles:
+            return cluster
+        raise UserError(f"cluster.compile=true is not for {strategy}; set cluster.compile=false, or strategy=fsdp2.")
+    return {**cluster, "compile": False}
+
+
 def replicas(trainer: Trainer) -> int:
     """Processes, or groups of them, that train on data of their own."""
     return getattr(trainer.strategy, "replicas", trainer.world_size)
@@ -99,6 +115,7 @@ class Sharded(DDPStrategy):
     """
 
     keeps_matrices = False  # whether an optimizer sees parameters in their own shape
+    compiles = False  # whether layers may be compiled before they are sharded
     restore_checkpoint_after_setup = True
 
     def __init__(self, **keywords: Any):
@@ -234,7 +251,7 @@ class FSDP2(Sharded):
         replicas: groups of processes that each hold all the shards (hybrid sharding); 1 shards over all.
     """
 
-    keeps_matrices = True
+    keeps_matrices, compiles = True, True
 
     def __init__(self, tensor_parallel: int = 1, replicas: int = 1):
         if tensor_parallel < 1 or replicas < 1:

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from athanor import models, strategies
+from athanor.acceleration import accelerate
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.checkpoints import Checkpoints, newest
 from athanor.callbacks.preemption import Preemption
@@ -67,9 +69,12 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
             f"{algorithm.model.vocabulary_size}; set model.vocabulary_size={data.tokenizer.vocabulary_size}."
         )
     algorithm.seed, algorithm.log_every = config["seed"], config["logger"]["every_n_steps"]
-    if cluster["compile"]:
-        algorithm.model.compile()
     strategies.check(trainer, algorithm)
+    tokens = config["global_batch_size"] * data.typical_length * config["max_steps"]
+    flops = tokens * algorithm.model.flops_per_token(data.typical_length)  # type: ignore[operator]
+    device = trainer.strategy.root_device.type
+    cache = Path(config["paths"]["runs"]) / ".cache" / "compiled"
+    accelerate(algorithm, strategies.compiled(trainer, cluster), device, flops, cache)
 
     resumed = newest(run.directory / "checkpoints")
     step = int(resumed.stem.removeprefix("step-")) if resumed else 0

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from athanor.callbacks.checkpoints import Checkpoints, newest
 
 STEPS, EVERY = 60, 3
-TIMED = {"train/tokens_per_second", "train/mfu", "train/seconds"}
+TIMED = {"train/tokens_per_second", "train/data_wait", "train/mfu", "train/seconds"}
 SLOW = [f"max_steps={STEPS}", f"checkpoint.every_n_steps={EVERY}", "logger.every_n_steps=1"]
 SLOW += ["validate_every_n_steps=9", "schedule.warmup_steps=2"]  # every validation falls on a checkpoint
 

@@ -5,6 +5,7 @@ Lightning averages losses over accumulated micro-batches and ranks. `loss` undoe
 sum over the global batch divided by the batch's own `normalizer`, whatever the split.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -35,6 +36,7 @@ class Algorithm(LightningModule):
     """
 
     trains: Literal["language model", "reward model"] = "language model"
+    fixed_shapes = False  # whether all batches of training are of one shape
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class Algorithm(LightningModule):
         self.seed, self.log_every = 0, 10
         self.grad_norm: Tensor | None = None
         self.rate = 0.0
+        self.batch_ended = 0.0  # when the last micro-batch and its callbacks were through
         self.frozen: list[str] = []
         self.last_report: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
@@ -198,6 +201,10 @@ class Algorithm(LightningModule):
         return model.flops_per_token(self.trainer.datamodule.typical_length)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batch_ended = time.perf_counter()
+        if self.trainer.global_step != self._step_of_sums:  # gradients need not lie in memory during the next forward
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad(set_to_none=True)
         if not self.logs_at(self.trainer.global_step):
             return
         metrics = {f"train/{k}": float(self.trainer.strategy.reduce(v, reduce_op="sum")) for k, v in self._sums.items()}

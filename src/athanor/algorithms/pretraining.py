@@ -7,16 +7,34 @@ from torch import Tensor
 
 from athanor.algorithms.base import Algorithm
 from athanor.batches import IGNORED, PackedBatch
-from athanor.functional import cross_entropy_sum
 
 
 class Pretraining(Algorithm):
-    def negative_log_likelihood(self, batch: PackedBatch) -> Tensor:
-        logits_BTV = self.model(batch.tokens_BT, documents_BT=batch.documents_BT, positions_BT=batch.positions_BT)
-        return cross_entropy_sum(logits_BTV, batch.labels_BT)
+    """
+    Args:
+        label_smoothing, z_loss: of `athanor.linear_cross_entropy`; validation is always without them.
+    """
+
+    fixed_shapes = True
+
+    def __init__(self, model, optimizer, schedule, label_smoothing: float = 0.0, z_loss: float = 0.0):
+        super().__init__(model, optimizer, schedule)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"algorithm.label_smoothing={label_smoothing} must lie in [0, 1)")
+        if z_loss < 0:
+            raise ValueError(f"algorithm.z_loss={z_loss} must be at least 0")
+        self.settings = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+
+    def losses(self, batch: PackedBatch, **settings: float) -> tuple[Tensor, Tensor]:
+        """What is minimised, and the negative log likelihood: sums over the batch."""
+        where = {"documents_BT": batch.documents_BT, "positions_BT": batch.positions_BT}
+        hidden_BTD = self.model.hidden_states(batch.tokens_BT, **where)  # type: ignore[operator]
+        return self.model.cross_entropy(hidden_BTD, batch.labels_BT, **settings)  # type: ignore[operator]
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        return self.loss(self.negative_log_likelihood(batch), batch.normalizer)
+        loss, nll = self.losses(batch, **self.settings)
+        extra = {"nll": nll} if any(self.settings.values()) else {}
+        return self.loss(loss, batch.normalizer, **extra)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        self.validated((batch.labels_BT != IGNORED).sum(), loss=self.negative_log_likelihood(batch))
+        self.validated((batch.labels_BT != IGNORED).sum(), loss=self.losses(batch)[1])

@@ -11,11 +11,14 @@ from athanor.algorithms.base import Algorithm
 
 
 class Throughput(Callback):
-    """Logs `train/tokens_per_second` (all ranks, padding included) and `train/mfu` with the algorithm's metrics."""
+    """Logs with the algorithm's metrics `train/tokens_per_second` (all ranks, padding included), `train/mfu`, and
+    `train/data_wait`, the share of the time in which rank 0 waited for its next batch.
+    """
 
     def __init__(self, progress: Any):
         self.progress = progress
         self.tokens, self.since, self.shown = 0, 0.0, 0.0
+        self.waited = 0.0
         self.peak: int | None = None
 
     def on_train_start(self, trainer: Trainer, algorithm: Algorithm) -> None:  # type: ignore[override]
@@ -23,18 +26,28 @@ class Throughput(Callback):
         if device.type == "cuda":
             low = "16" in str(trainer.precision)
             self.peak = get_available_flops(device, torch.bfloat16 if low else torch.float32)
-        self.tokens, self.since = 0, time.perf_counter()
+        self.restart(time.perf_counter())
+
+    def restart(self, now: float) -> None:
+        self.tokens, self.waited, self.since = 0, 0.0, now
+
+    def on_train_batch_start(self, trainer: Trainer, algorithm: Algorithm, *_: Any) -> None:  # type: ignore[override]
+        now = time.perf_counter()
+        self.waited += now - max(
+            algorithm.batch_ended, self.since
+        )  # validation and the start of training are not waits
 
     def on_train_batch_end(self, trainer: Trainer, algorithm: Algorithm, outputs: Any, batch: Any, *_: Any) -> None:  # type: ignore[override]
         self.tokens += algorithm.tokens(batch)
         step, now = trainer.global_step, time.perf_counter()
         if algorithm.logs_at(step):
             rate = self.tokens * algorithm.replicas / max(now - self.since, 1e-9)
-            metrics = {"train/tokens_per_second": rate}
+            waited = self.waited / max(now - self.since, 1e-9)
+            metrics = {"train/tokens_per_second": rate, "train/data_wait": waited}
             if self.peak:
                 metrics["train/mfu"] = rate * algorithm.flops_per_token / (self.peak * trainer.world_size)
             algorithm.report(metrics)
-            self.tokens, self.since = 0, now
+            self.restart(now)
             self.rate = rate
         if now - self.shown > 0.3 or step == trainer.max_steps:
             self.shown = now
@@ -45,4 +58,4 @@ class Throughput(Callback):
             self.progress.update(step, trainer.max_steps, **fields)
 
     def on_validation_end(self, trainer: Trainer, algorithm: Algorithm) -> None:  # type: ignore[override]
-        self.tokens, self.since = 0, time.perf_counter()  # validation is not training
+        self.restart(time.perf_counter())  # validation is not training

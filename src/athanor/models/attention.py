@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from athanor.models import cpu_attention
 from athanor.models.norms import Norm
 from athanor.models.parts import Sizes, require
 from athanor.models.patterns import Full, Pattern
@@ -129,13 +130,18 @@ class SelfAttention(nn.Module):
         attend = F.scaled_dot_product_attention if self.softcap is None else self.capped
         if mask is not None and mask.is_floating_point():
             mask = mask.to(query_BHTC.dtype)
+        dropout = self.dropout if self.training else 0.0
+        if self.softcap is None and cpu_attention.serves(query_BHTC, dropout):
+            scale = 1 / math.sqrt(self.channels) if self.scale is None else self.scale
+            out_BHTC = cpu_attention.attend(query_BHTC, key_BKSC, value_BKSC, mask, scale)
+            return self.out(out_BHTC.transpose(1, 2).reshape(rows, tokens, -1))
         out_BHTC = attend(
             query_BHTC,
             key_BKSC,
             value_BKSC,
             attn_mask=mask,
             is_causal=mask is None and tokens > 1,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             scale=self.scale,
             enable_gqa=self.heads != self.kv_heads,
         )

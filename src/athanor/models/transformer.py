@@ -7,13 +7,17 @@ Shapes: B rows, T new tokens, S cached + new tokens, H heads, D width, V vocabul
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.utils.checkpoint import checkpoint
 
+from athanor.linear_cross_entropy import linear_cross_entropy
 from athanor.models.attention import Attention, KeyValueCache, SelfAttention, in_turn, packed_mask
+from athanor.models.cpu_attention import additive
 from athanor.models.dropout import Dropout, drop_rows
 from athanor.models.feedforward import FeedForward, default_hidden
 from athanor.models.initialisation import Initialisation, ScaledNormal, role_of
@@ -191,6 +195,7 @@ class Transformer(nn.Module):
         )
         self.norm = nn.Identity() if norm.placement == "post" else norm.module(width, norm_eps)
         self.output = None if tie_embeddings else nn.Linear(width, vocabulary_size, bias=False)
+        self.recompute: dict[str, Any] | None = None
         self._losses: list[Tensor] = []
         self._routings: dict[int, list[Tensor]] = {}
         self.reset_parameters()
@@ -266,10 +271,17 @@ class Transformer(nn.Module):
         if self.position_embedding is not None:
             x_BTD = x_BTD + self.position_embedding(positions_BT).to(x_BTD.dtype)
         x_BTD = self.dropout(x_BTD)
-        turn = self.positions.rotation(positions_BT, self.sizes.channels, x_BTD.dtype)
+        dtype = computing_dtype(x_BTD)
+        turn = self.positions.rotation(positions_BT, self.sizes.channels, dtype)
+        if x_BTD.device.type == "cpu" and dtype == torch.bfloat16:
+            masks = [None if mask is None else additive(mask) for mask in masks]
         routings: dict[int, Routing] = {}
         for layer, block in enumerate(self.blocks):
-            x_BTD, routing = block(x_BTD, turn, masks[self.pattern_of[layer]], cache, layer, valid_BT)
+            # Only training has the one shape that compiling pays for.
+            step = block if self.training and cache is None else block._call_impl
+            if self.recompute and self.training and torch.is_grad_enabled():
+                step = partial(checkpoint, step, **self.recompute)
+            x_BTD, routing = step(x_BTD, turn, masks[self.pattern_of[layer]], cache, layer, valid_BT)
             if routing is not None:
                 routings[layer] = routing
         if cache is not None:
@@ -308,6 +320,15 @@ class Transformer(nn.Module):
         if self.logit_softcap is not None:
             logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
         return logits
+
+    def cross_entropy(self, hidden: Tensor, labels: Tensor, **settings: float) -> tuple[Tensor, Tensor]:
+        """Of states [..., D] and labels [...], as `linear_cross_entropy` with its `label_smoothing` and `z_loss`."""
+        weight = self.embedding.weight if self.output is None else self.output.weight
+        if self.logit_scale != 1:
+            hidden = hidden * self.logit_scale
+        return linear_cross_entropy(
+            hidden.flatten(0, -2), weight, labels.flatten(), softcap=self.logit_softcap, **settings
+        )
 
     def forward(self, tokens_BT: Tensor, **where) -> Tensor:
         """logits_BTV; takes the same keywords as `hidden_states`."""
@@ -371,6 +392,12 @@ class Transformer(nn.Module):
             tables += sum(p.numel() for p in self.position_embedding.parameters())
         seen = sum(pattern.pairs(tokens) for pattern in self.patterns) / tokens
         return 6.0 * (self.active_parameters - tables) + 12.0 * self.sizes.heads * self.sizes.channels * seen
+
+
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """Of matrix products with `x`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def routing_metrics(counts: dict[int, Tensor]) -> dict[str, float]:
