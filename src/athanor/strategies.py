@@ -324,6 +324,9 @@ class FSDP2(Sharded):
         algorithm.to(self.root_device)  # buffers
         self.setup_optimizers(algorithm.trainer)
 
+    def on_validation_end(self) -> None:
+        cast(Any, self.algorithm).reshard()  # else what lies outside the layers stays gathered until the next step ends
+
     def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
         """Parameters that are split over tensor-parallel processes too have a mesh of their own."""
         groups: dict[Any, list[nn.Parameter]] = {}
