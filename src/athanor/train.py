@@ -133,12 +133,14 @@ def assemble(config: dict[str, Any]) -> tuple[Algorithm, Data]:
 def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     config, cluster, keep = experiment.config, experiment.config["cluster"], experiment.config["checkpoint"]
     devices, environment = placement(cluster)
+    strategy = strategies.make(config)
     checkpoints = Checkpoints(run.directory / "checkpoints", keep["every_n_steps"], keep["keep"])
     trainer = Trainer(
         accelerator=cluster["accelerator"],
         devices=devices,
         num_nodes=cluster["nodes"],
-        strategy=strategies.make(config),
+        strategy=strategy,
+        inference_mode=not isinstance(strategy, strategies.Sharded),  # what they gather outlives a validation
         precision=config["precision"],
         gradient_clip_val=config["gradient_clip"],
         max_steps=config["max_steps"],

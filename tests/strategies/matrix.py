@@ -152,7 +152,7 @@ def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path
         seen = watched(data)
         metrics = fit(
             algorithm, data, steps=STEPS, batch=BATCH, micro=BATCH // replicas // cell[1], clip=0.5, world=world,
-            strategy=chosen,
+            strategy=chosen, validate_every=2,
         )  # fmt: skip
         results[cell] = {"held": held(algorithm), "seen": seen, "weights": whole_weights(algorithm)}
         if rank == 0:
@@ -173,7 +173,7 @@ def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path
             micro = BATCH // (world // getattr(chosen, "tensor_parallel", 1)) // 4
             fit(
                 algorithm, data, steps=STEPS, batch=BATCH, micro=micro, clip=0.5, world=world, strategy=chosen,
-                **settings,
+                validate_every=2, **settings,
             )  # fmt: skip
             if turn != "stopped":
                 results[turn, kind] = {"weights": whole_weights(algorithm)}
