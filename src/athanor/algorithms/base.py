@@ -106,7 +106,7 @@ class Algorithm(LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips each part by its global norm and keeps the first one's for the log."""
-        clip = getattr(self.trainer.strategy, "clip", nn.utils.clip_grad_norm_)
+        clip = self._of_strategy("clip", nn.utils.clip_grad_norm_)
         norms = [
             clip([p for name, p in self.trainable() if name.startswith(prefix)], gradient_clip_val or float("inf"))
             for prefix, _ in self.parts()
@@ -126,10 +126,14 @@ class Algorithm(LightningModule):
 
     # --- processes ------------------------------------------------------------------------------------------------
 
+    def _of_strategy(self, name: str, default: Any) -> Any:
+        """What the strategy that the processes share the work by has of its own."""
+        return getattr(getattr(self.trainer, "strategy", None), name, default)
+
     @property
     def replicas(self) -> int:
         """Processes that train on data of their own, or groups of processes that share such data."""
-        return getattr(self.trainer.strategy, "replicas", self.trainer.world_size)
+        return self._of_strategy("replicas", self.trainer.world_size)
 
     def whole(self, network: nn.Module, everywhere: bool = True) -> AbstractContextManager[nn.Module]:
         """One of this algorithm's networks (or a copy) that can be used without the other processes; to enter the
@@ -138,7 +142,7 @@ class Algorithm(LightningModule):
         Args:
             everywhere: on every rank; else only on rank 0, and perhaps on the CPU.
         """
-        gather = getattr(self.trainer.strategy, "whole", None)
+        gather = self._of_strategy("whole", None)
         return nullcontext(network) if gather is None else gather(network, everywhere)
 
     # --- state ----------------------------------------------------------------------------------------------------
@@ -160,7 +164,7 @@ class Algorithm(LightningModule):
         """Dropout's randomness is a function of (seed, micro-batch, replica), so nothing about it needs to be
         remembered.
         """
-        replica = getattr(self.trainer.strategy, "replica", self.global_rank)
+        replica = self._of_strategy("replica", self.global_rank)
         torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4_099 + replica)
         self.rate = float(self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
 
@@ -197,7 +201,7 @@ class Algorithm(LightningModule):
 
     @property
     def flops_per_token(self) -> float:
-        model = getattr(self.trainer.strategy, "plain", {}).get("model", self.model)
+        model = self._of_strategy("plain", {}).get("model", self.model)
         return model.flops_per_token(self.trainer.datamodule.typical_length)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
