@@ -113,7 +113,7 @@ def test_signals_before_the_first_step_do_not_kill_it(rehearsal: Rehearsal, clus
     cluster.wait(number, "RUNNING")
     until = time.monotonic() + 90
     while cluster.job(number)["Restarts"] == "0":
-        assert cluster.job(number)["JobState"] == "RUNNING", rehearsal.said(number)
+        assert cluster.job(number)["JobState"] in ("RUNNING", "COMPLETING"), rehearsal.said(number)
         assert time.monotonic() < until
         subprocess.run(["scancel", "--signal=USR1", number], env={**os.environ, **cluster.conf}, check=False)
         time.sleep(0.05)
