@@ -359,7 +359,7 @@ class FSDP2(Sharded):
         local = whole
         mesh = like.device_mesh
         for dimension in reversed(range(mesh.ndim)):
-            placement = like.placements[dimension]
+            placement: Any = like.placements[dimension]
             if isinstance(placement, Shard) or hasattr(placement, "split_factor"):
                 pieces = local.chunk(mesh.size(dimension), placement.dim)
                 mine = mesh.get_local_rank(dimension)
@@ -423,7 +423,7 @@ class FSDP(Sharded):
         self.model = FullyShardedDataParallel(
             algorithm, device_id=self.root_device, use_orig_params=True, auto_wrap_policy=ModuleWrapPolicy({Block})
         )
-        self.units = [
+        self.units: list[tuple[str, Any]] = [
             (f"{name}.".replace("_fsdp_wrapped_module.", "").lstrip("."), unit)
             for name, unit in self.model.named_modules()
             if isinstance(unit, FullyShardedDataParallel) and unit._handle is not None
@@ -433,8 +433,8 @@ class FSDP(Sharded):
     def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None and parameter.grad.numel()]
         squares = sum((grad.float().square().sum() for grad in grads), torch.zeros((), device=self.root_device))
-        dist.all_reduce(cast(Tensor, squares))
-        norm = cast(Tensor, squares).sqrt()
+        dist.all_reduce(squares)
+        norm = squares.sqrt()
         for grad in grads:
             grad.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
