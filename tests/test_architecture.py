@@ -35,7 +35,7 @@ STOREYS = [
     {"models", "corpus", "rollout"},
     {"data"},
     {"algorithms"},
-    {"callbacks", "placement", "acceleration"},
+    {"callbacks", "placement", "acceleration", "strategies"},
     {"train"},
     {"evaluation"},
     {"planning"},

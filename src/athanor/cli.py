@@ -31,6 +31,7 @@ VERBS = {
     "scaling": "fit a scaling law to finished trainings",
     "lineage": "walk from a run back to its raw documents, looking at every file",
     "reproduce": "rerun a run and compare every output",
+    "prove": "train a few steps under several strategies and compare the models",
     "report": "write the page about a run or a pipeline",
     "export": "write a run's model and tokenizer in the form of Hugging Face",
 }
@@ -94,6 +95,7 @@ def _dispatch(words: list[str]) -> int:
         "scaling": _scaling,
         "lineage": _lineage,
         "reproduce": _reproduce,
+        "prove": _prove,
         "report": _report,
         "export": _export,
     }
@@ -497,6 +499,28 @@ def _reproduce(words: list[str]) -> int:
         result = reproduce.reproduce(open_run(options.run), anyway=options.anyway, progress=progress)
     print(result["text"])
     return 0 if result["verdict"] == "bit-identical" else 1
+
+
+def _prove(words: list[str]) -> int:
+    parser = _parser("prove", "experiment=NAME [strategies=A,B] [steps=N] [key=value ...]", experiments=True)
+    parser.listed = "train"
+    chosen, overrides = _named(
+        parser.parse_intermixed_args(words).overrides, "prove", "experiment", "strategies", "steps"
+    )
+    if not chosen.get("steps", "4").isdigit():
+        raise UserError(f"steps={chosen['steps']} must be a number")
+    catalog.find(chosen["experiment"], "train")
+
+    from athanor import config
+    from athanor.runs import prove
+
+    experiment = config.load(chosen["experiment"], overrides)
+    names = chosen.get("strategies", "ddp,fsdp2,deepspeed_zero2,deepspeed_zero3").strip("[]").split(",")
+    with _progress(experiment) as progress:
+        result = prove.prove(experiment, [name.strip() for name in names], int(chosen.get("steps", 4)), progress)
+    print(prove.table(result), end="")
+    print(f"\n{result['table']}")
+    return 0 if prove.holds(result) else 1
 
 
 def _report(words: list[str]) -> int:

@@ -1,0 +1,91 @@
+"""Every algorithm under every strategy beside the same training in one process: how far apart, and at what cost.
+
+    make equivalence                                  # or: python benchmarks/equivalence.py [--write] [STRATEGY...]
+
+Real processes on the CPU (gloo), float32, two and four of them, the global batch in one piece or in four accumulated
+ones, by AdamW and by SGD. Prints a table, and ends with status 1 if a difference is beyond its bound: 1e-5 for torch's
+own strategies, 1e-4 for DeepSpeed's. `--write` keeps the table as benchmarks/results/equivalence.md.
+"""
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "strategies"))
+
+from launch import MATRIX, Difference, Matrix, bound, difference
+
+ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
+RESULTS = Path(__file__).resolve().parent / "results" / "equivalence.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("strategies", nargs="*", help="default all")
+    parser.add_argument("--write", action="store_true", help=f"keep the table in {RESULTS.name}")
+    arguments = parser.parse_args()
+    chosen = [(name, world) for name, world in MATRIX if not arguments.strategies or name in arguments.strategies]
+    rows, cells, worst, beyond = [], 0, 0.0, []
+    with tempfile.TemporaryDirectory() as folder:
+        matrix = Matrix(Path(folder))
+        (one,) = matrix("single", 1)
+        for strategy, world in chosen:
+            started = time.perf_counter()
+            found = matrix(strategy, world)[0]
+            seconds = time.perf_counter() - started
+            for algorithm in ALGORITHMS:
+                own = [cell for cell in found if cell[0] == algorithm and cell[2] != "muon"]
+                far = {cell: difference(one[algorithm, 1, cell[2]], found[cell]) for cell in own}
+                most = Difference(*(max(x) for x in zip(*far.values())))
+                by_sgd = max(d.weights for cell, d in far.items() if cell[2] == "sgd")
+                cells += len(far)
+                worst = max(worst, most.loss)
+                if max(most.loss, most.weights) >= bound(strategy):
+                    beyond.append((algorithm, strategy, world, most))
+                row = (
+                    algorithm,
+                    strategy,
+                    str(world),
+                    *(f"{x:.1e}" for x in (*most, by_sgd)),
+                    f"{bound(strategy):.0e}",
+                )
+                rows.append(row)
+                print(" ".join(f"{x:<{w}}" for x, w in zip(row, (12, 16, 2, 8, 8, 8, 8, 6))), flush=True)
+            print(f"# {strategy} on {world} processes: {seconds:.0f} s", flush=True)
+        matrix.close()
+    if arguments.write:
+        RESULTS.write_text(page(rows, cells, worst), "utf-8")
+    print(f"FIGURE equivalence_cells {cells}")
+    print(f"FIGURE equivalence_max_relative {worst:.3e}")
+    for algorithm, strategy, world, most in beyond:
+        print(
+            f"{algorithm} under {strategy} on {world} processes is beyond {bound(strategy):.0e}: {most}",
+            file=sys.stderr,
+        )
+    raise SystemExit(bool(beyond))
+
+
+def page(rows: list[tuple[str, ...]], cells: int, worst: float) -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "deepspeed"))
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"""# Strategies: the same model
+
+Largest differences from the same training in one process, over accumulation 1 and 4, AdamW and SGD, 6 steps each:
+{cells} trainings, largest relative difference of a loss {worst:.1e}. Loss: the largest of |loss - loss'| over the steps
+by the largest |loss|. Gradient: its norm. Weights: ||weights - weights'|| / ||weights||, the worst tensor at the end;
+beside it that by SGD alone, which does not amplify rounding. The samples of every step are the same, in the same order.
+
+Made by `make equivalence`: {platform.machine()} CPU, gloo, float32, Python {platform.python_version()}, {packages}.
+
+| Algorithm | Strategy | Processes | Loss | Gradient | Weights | Weights, SGD | Bound |
+|---|---|---|---|---|---|---|---|
+{table}
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Trains every algorithm under a strategy, in so many processes of one training, and writes what became of it.
+
+python matrix.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of STRATEGY PROCESSES [ALGORITHM...]
+
+The imports are done once, and the processes forked. Each answers with a line `done`, or `failed` and what was said.
+OUTPUT/STRATEGY-PROCESSES/RANK.pt holds, for each (algorithm, accumulation, optimizer): metrics and whole final weights
+(rank 0), the samples in the order in which this rank took them, and how many numbers of parameters and optimizer states
+it held; for ("again", algorithm) those weights after a stop in the middle and a start from the checkpoint, which is
+OUTPUT/STRATEGY-PROCESSES/ALGORITHM.ckpt; and for ("from single", algorithm) after a start from that of `single 1`.
+"""
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "algorithms"))
+
+import test_ppo
+import torch
+import yaml
+from test_invariance import Tokens, sequences
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from athanor import strategies
+from athanor.algorithms.base import Algorithm
+from athanor.algorithms.dpo import DPO
+from athanor.algorithms.ppo import PPO
+from athanor.algorithms.pretraining import Pretraining
+from athanor.algorithms.reward import RewardModeling
+from athanor.algorithms.sft import SFT
+from athanor.data.base import Data
+from athanor.data.instructions import Conversations
+from athanor.data.preferences import Pairs
+from athanor.data.pretraining import PackedRows
+from athanor.data.prompts import PromptData
+from athanor.models.heads import ScalarModel
+from athanor.optimizers import MuonWithAdamW
+from athanor.schedules import cosine
+from small import REPOSITORY, Given, decoder, fit, optimizer
+
+ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
+STEPS, BATCH = 6, 16
+PATIENCE = 900  # seconds; then a process says where it hangs, and ends
+OPTIMIZERS = {"adamw": optimizer(3e-3, betas=(0.9, 0.95), eps=1e-6, fused=True), "sgd": optimizer(0.3, torch.optim.SGD),
+              "muon": optimizer(3e-3, MuonWithAdamW, matrix_lr=0.02)}  # fmt: skip
+CELLS = [(name, split, kind) for name in ALGORITHMS for split in (1, 4) for kind in ("adamw", "sgd")]
+MUON = ("single", "ddp", "fsdp2", "hsdp")  # strategies under which an optimizer sees matrices
+
+
+def strategy(name: str, precision: str = "32-true", **changes: Any) -> Any:
+    """As the file of that name in configs/strategy has it."""
+    node = yaml.safe_load((REPOSITORY / "configs/strategy" / f"{name}.yaml").read_text())
+    node = node["strategy"] if "_target_" not in node else {**node, **changes}
+    if isinstance(node, dict) and node.get("stage") == 3:
+        node.setdefault("persistence_threshold", 0)  # all that these small models have is below the default
+    return strategies.make({"strategy": node, "precision": precision, "cluster": {"devices": 1, "nodes": 1}})
+
+
+def make(name: str, kind: str, tokenizer: str, prompts: str) -> tuple[Algorithm, Data]:
+    """The same weights and samples every time."""
+    shape: dict[str, Any] = {"kv_heads": 2, "heads": 4, "width": 48, "hidden": 64}
+    arguments: tuple = (OPTIMIZERS[kind], partial(cosine, warmup_steps=2))
+
+    def network(seed: int, vocabulary: int = 29) -> nn.Module:
+        return decoder(vocabulary, seed, **shape)
+
+    def scorer(seed: int, vocabulary: int = 29) -> ScalarModel:
+        model = ScalarModel(network(seed, vocabulary))
+        nn.init.normal_(model.head.weight, std=0.3)
+        return model
+
+    if name == "pretraining":
+        return Pretraining(network(0), *arguments), Given(PackedRows(Tokens(60, 1), 24))
+    if name == "sft":
+        return SFT(network(0), *arguments), Given(Conversations(sequences(23, 1), 0))
+    pairs = Given(Pairs(sequences(23, 2), sequences(23, 3), 0))
+    if name == "reward":
+        return RewardModeling(scorer(0), *arguments), pairs
+    if name == "dpo":
+        return DPO(network(0), *arguments, reference=network(7), beta=0.2), pairs
+    own = test_ppo.VOCABULARY
+    algorithm = PPO(
+        network(2, own), *arguments, reference=network(3, own), reward=scorer(5, own), value=scorer(6, own),
+        tokenizer=tokenizer, max_new_tokens=test_ppo.NEW, kl_coefficient=0.1, value_lr_factor=0.5,
+    )  # fmt: skip
+    return algorithm, PromptData([prompts], tokenizer, test_ppo.NEW, 2 * BATCH, validation_fraction=0.2)
+
+
+def watched(data: Data) -> list[list[int]]:
+    """The samples of each batch that is to be trained on, as they are taken."""
+    seen: list[list[int]] = []
+    attach = data.attach
+
+    def attached(*arguments: Any) -> None:
+        attach(*arguments)
+        batch = data.train.batch
+
+        def noted(indices: Any, places: Any, normalizer: int) -> Any:
+            seen.append([int(i) for i in indices])
+            return batch(indices, places, normalizer)
+
+        data.train.batch = noted  # type: ignore[method-assign]
+
+    data.attach = attached  # type: ignore[method-assign]
+    return seen
+
+
+def held(algorithm: Algorithm) -> dict[str, int]:
+    """Numbers that this process holds of parameters, those of frozen networks, and the optimizer's states."""
+
+    def count(tensors: Any) -> int:
+        pieces = [getattr(t, "ds_tensor", t) for t in tensors]
+        return sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in pieces)
+
+    frozen = [p for name, p in algorithm.named_parameters() if name.split(".")[0] in algorithm.frozen]
+    (own,) = algorithm.trainer.strategy.optimizers
+    states = [t for entry in own.state.values() for t in entry.values() if isinstance(t, torch.Tensor) and t.ndim]
+    return {"parameters": count(algorithm.parameters()), "frozen": count(frozen), "states": count(states)}
+
+
+def whole_weights(algorithm: Algorithm) -> dict[str, torch.Tensor]:
+    """Of the networks that are trained."""
+    weights = {}
+    for name, child in algorithm.named_children():
+        if name not in algorithm.frozen:
+            with algorithm.whole(child, everywhere=False) as network:
+                weights |= {f"{name}.{key}": value.clone() for key, value in network.state_dict().items()}
+    return weights
+
+
+RESUMED = ("dpo", "ppo")  # a frozen network; four networks, two parts, rollouts and a buffer
+STOP = 3  # in the middle of a rollout
+
+
+def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path, only: list[str]) -> None:
+    torch.set_num_threads(1)
+    results: dict[tuple, dict] = {}
+    extra = [("pretraining", 1, "muon")] if name in MUON else []
+    for cell in [cell for cell in (*CELLS, *extra) if not only or cell[0] in only]:
+        algorithm, data = make(cell[0], cell[2], *given)
+        chosen = strategy(name)
+        replicas = world // getattr(chosen, "tensor_parallel", 1)
+        seen = watched(data)
+        metrics = fit(
+            algorithm, data, steps=STEPS, batch=BATCH, micro=BATCH // replicas // cell[1], clip=0.5, world=world,
+            strategy=chosen, validate_every=2,
+        )  # fmt: skip
+        results[cell] = {"held": held(algorithm), "seen": seen, "weights": whole_weights(algorithm)}
+        if rank == 0:
+            results[cell]["metrics"] = metrics.history
+    for kind in [kind for kind in RESUMED if not only or kind in only]:
+        saved, single = output / f"{kind}.ckpt", output.parent / "single-1" / f"{kind}.ckpt"
+        turns: list[tuple[str, dict[str, Any]]] = [
+            ("stopped", {"stop": STOP, "save": saved}),
+            ("again", {"resume": saved}),
+        ]
+        turns += [("from single", {"resume": single})] if single.exists() and name != "single" else []
+        for turn, settings in turns:
+            algorithm, data = make(kind, "adamw", *given)
+            with torch.no_grad():
+                for parameter in algorithm.model.parameters():
+                    parameter.mul_(1.0 if turn == "stopped" else 0.5)  # whatever is not loaded shows
+            chosen = strategy(name)
+            micro = BATCH // (world // getattr(chosen, "tensor_parallel", 1)) // 4
+            fit(
+                algorithm, data, steps=STEPS, batch=BATCH, micro=micro, clip=0.5, world=world, strategy=chosen,
+                validate_every=2, **settings,
+            )  # fmt: skip
+            if turn != "stopped":
+                results[turn, kind] = {"weights": whole_weights(algorithm)}
+    torch.save(results, output / f"{rank}.pt")
+
+
+def process(environment: dict[str, str], said: Path, *arguments: Any) -> None:
+    """One rank, forked; what it says goes to a file."""
+    out = os.open(said, os.O_CREAT | os.O_WRONLY)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ.update(environment)
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    train(*arguments)
+
+
+def main(tokenizer: str, prompts: str, output: str) -> None:
+    context = multiprocessing.get_context("fork")
+    for line in sys.stdin:
+        name, count, *only = line.split()
+        world, folder = int(count), Path(output) / f"{name}-{count}"
+        folder.mkdir(exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = {"WORLD_SIZE": count, "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [
+            context.Process(
+                target=process,
+                args=({**shared, "LOCAL_RANK": str(r)}, folder / f"{r}.txt", name, world, r, (tokenizer, prompts),
+                      folder, only),
+            )
+            for r in range(world)
+        ]  # fmt: skip
+        for rank in ranks:
+            rank.start()
+        while all(rank.exitcode in (None, 0) for rank in ranks) and any(rank.exitcode is None for rank in ranks):
+            time.sleep(0.1)
+        codes = [rank.exitcode for rank in ranks]
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+        said = "" if not any(codes) else json.dumps([(folder / f"{r}.txt").read_text()[-3000:] for r in range(world)])
+        print(f"failed {said}" if said else "done", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
