@@ -32,13 +32,15 @@ def main() -> None:
     rows, cells, worst, beyond = [], 0, 0.0, []
     with tempfile.TemporaryDirectory() as folder:
         matrix = Matrix(Path(folder))
-        (one,) = matrix("single", 1)
+        cells_of = {name: [(name, split, kind) for split in (1, 4) for kind in ("adamw", "sgd")] for name in ALGORITHMS}
+        words = ["/".join(map(str, cell)) for own in cells_of.values() for cell in own]
+        (one,) = matrix("single", 1, *words)
         for strategy, world in chosen:
             started = time.perf_counter()
-            found = matrix(strategy, world)[0]
+            found = matrix(strategy, world, *words)[0]
             seconds = time.perf_counter() - started
             for algorithm in ALGORITHMS:
-                own = [cell for cell in found if cell[0] == algorithm and cell[2] != "muon"]
+                own = cells_of[algorithm]
                 far = {cell: difference(one[algorithm, 1, cell[2]], found[cell]) for cell in own}
                 most = Difference(*(max(x) for x in zip(*far.values())))
                 by_sgd = max(d.weights for cell, d in far.items() if cell[2] == "sgd")

@@ -36,7 +36,7 @@ STOREYS = [
     {"data"},
     {"algorithms"},
     {"callbacks", "placement", "acceleration", "strategies"},
-    {"train"},
+    {"train", "consolidate"},
     {"evaluation"},
     {"planning"},
     {"scaling"},

@@ -33,6 +33,7 @@ VERBS = {
     "reproduce": "rerun a run and compare every output",
     "prove": "train a few steps under several strategies and compare the models",
     "report": "write the page about a run or a pipeline",
+    "consolidate": "write the model of an unfinished run, out of its newest checkpoint",
     "export": "write a run's model and tokenizer in the form of Hugging Face",
 }
 
@@ -40,7 +41,7 @@ OVERVIEW = f"""usage: athanor VERB [...]
 
 Raw text to an aligned, evaluated language model, with a lineage for every number.
 
-{chr(10).join(f"  {verb:<10} {text}" for verb, text in VERBS.items())}
+{chr(10).join(f"  {verb:<11} {text}" for verb, text in VERBS.items())}
 
 `athanor VERB --help` says more and lists the experiments of that verb. To begin:
 
@@ -97,6 +98,7 @@ def _dispatch(words: list[str]) -> int:
         "reproduce": _reproduce,
         "prove": _prove,
         "report": _report,
+        "consolidate": _consolidate,
         "export": _export,
     }
     training = verb == "train" or (verb == "sweep" and any(word.startswith("member=") for word in words))
@@ -561,6 +563,20 @@ def _ablation_report(words: list[str]) -> int:
             print(f"{level.factor} {level.label}: {level.verdict}")
     for path in page.write(found, found.ablation.directory):
         print(_short(path))
+    return 0
+
+
+def _consolidate(words: list[str]) -> int:
+    parser = _parser("consolidate", "RUN [DIRECTORY]")
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("directory", nargs="?", help="where to; default a folder beside the checkpoint, with its name")
+    options = parser.parse_args(words)
+
+    from pathlib import Path
+
+    from athanor.consolidate import consolidate
+
+    print(_short(consolidate(options.run, Path(options.directory) if options.directory else None)))
     return 0
 
 

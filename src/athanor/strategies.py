@@ -35,11 +35,16 @@ from torch.distributed.tensor.placement_types import Shard
 from torch.optim import Optimizer
 
 from athanor.algorithms.base import Algorithm
+from athanor.callbacks.averaging import ExponentialAverage
+from athanor.callbacks.guard import Guard
 from athanor.config import build
 from athanor.errors import UserError
 from athanor.models import parallel
 from athanor.models.transformer import Block, Transformer
-from athanor.optimizers import MuonWithAdamW
+from athanor.optimizers import LAMB, MuonWithAdamW
+
+WHOLE = (MuonWithAdamW, torch.optim.Muon, LAMB, torch.optim.Adafactor)
+"""Optimizers that reckon with whole matrices, not with each of their numbers."""
 
 
 def make(config: dict[str, Any]) -> Strategy | str:
@@ -68,17 +73,32 @@ def make(config: dict[str, Any]) -> Strategy | str:
 
 
 def check(trainer: Trainer, algorithm: Algorithm) -> None:
-    """Raises UserError if the strategy fits the number of processes, the networks or the optimizer not."""
+    """Raises UserError if the strategy fits the number of processes, the networks, the optimizer or a callback not."""
     strategy = trainer.strategy
     if not isinstance(strategy, Sharded):
         return
     strategy.check(trainer.world_size, algorithm)
-    if not strategy.keeps_matrices:
-        probe = algorithm.make_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}])
-        if isinstance(probe, MuonWithAdamW | torch.optim.Muon):
+    probe = algorithm.make_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}])
+    if not strategy.keeps_matrices and isinstance(probe, WHOLE):
+        raise UserError(
+            f"{strategy} gives an optimizer pieces of flattened parameters, but {type(probe).__name__} needs whole "
+            "matrices; choose strategy=ddp or strategy=fsdp2, or optimizer=adamw."
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Guard) and callback.on_spike == "skip" and not strategy.skips:
             raise UserError(
-                f"{strategy} gives an optimizer pieces of flattened parameters, but Muon needs matrices; choose "
-                "strategy=ddp or strategy=fsdp2, or optimizer=adamw."
+                f"{strategy} cannot leave a step out; take callbacks.guard.on_spike=roll_back, or strategy=ddp or fsdp."
+            )
+    if isinstance(strategy, ZeRO):
+        if hasattr(probe, "eval"):
+            raise UserError(
+                f"{strategy} keeps the optimizer's weights to itself, and {type(probe).__name__} could not put its "
+                "average in the model's place; choose strategy=ddp or strategy=fsdp2."
+            )
+        if strategy.stage == 3 and any(isinstance(c, ExponentialAverage) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                f"{strategy} of stage 3 keeps the weights to itself, and callbacks.average could not follow them; "
+                "choose strategy=fsdp2 or deepspeed_zero2, or leave it out."
             )
 
 
@@ -116,6 +136,7 @@ class Sharded(DDPStrategy):
 
     keeps_matrices = False  # whether an optimizer sees parameters in their own shape
     compiles = False  # whether layers may be compiled before they are sharded
+    skips = False  # whether an optimizer's `found_inf` is obeyed
     restore_checkpoint_after_setup = True
 
     def __init__(self, **keywords: Any):
@@ -159,6 +180,9 @@ class Sharded(DDPStrategy):
         """As `torch.nn.utils.clip_grad_norm_`, over all processes."""
         raise NotImplementedError
 
+    def reshard(self) -> None:
+        """Lets go of what a forward pass has gathered for the backward pass that does not follow."""
+
     # --- the training ---------------------------------------------------------------------------------------------
 
     @property
@@ -180,6 +204,11 @@ class Sharded(DDPStrategy):
         self.shard(algorithm)
         self.setup_precision_plugin()
         _optimizers_to_device(self.optimizers, self.root_device)
+
+    def validation_step(self, *arguments: Any, **keywords: Any) -> Any:
+        result = super().validation_step(*arguments, **keywords)
+        self.reshard()  # else what lies outside the layers is stale wherever weights change before the next step
+        return result
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -220,7 +249,7 @@ class Sharded(DDPStrategy):
         algorithm, keep = self.algorithm, self.is_global_zero
         state = {name: buffer.cpu() for name, buffer in algorithm.named_buffers() if keep}
         for name, network in networks(algorithm).items():
-            if name not in algorithm.frozen:
+            if name not in algorithm.unsaved:
                 with torch.no_grad():
                     state |= {f"{name}.{key}": value.cpu() for key, value in self.full(network, keep) if keep}
         return state
@@ -285,10 +314,13 @@ class FSDP2(Sharded):
 
     # --- collectives over data of their own -----------------------------------------------------------------------
 
+    @property
+    def data_group(self) -> Any:
+        """The processes of which each has other data; None are all."""
+        return None if self.tensor_parallel == 1 or self.mesh is None else self.mesh["data"].get_group()
+
     def _data_group(self, group: Any) -> Any:
-        if self.tensor_parallel == 1 or self.mesh is None or group not in (None, dist.group.WORLD):
-            return group
-        return self.mesh["data"].get_group()
+        return group if group not in (None, dist.group.WORLD) else self.data_group or group
 
     def reduce(self, tensor: Tensor, group: Any = None, reduce_op: Any = "mean") -> Tensor:
         return super().reduce(tensor, self._data_group(group), reduce_op)
@@ -324,8 +356,8 @@ class FSDP2(Sharded):
         algorithm.to(self.root_device)  # buffers
         self.setup_optimizers(algorithm.trainer)
 
-    def on_validation_end(self) -> None:
-        cast(Any, self.algorithm).reshard()  # else what lies outside the layers stays gathered until the next step ends
+    def reshard(self) -> None:
+        cast(Any, self.algorithm).reshard()
 
     def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
         """Parameters that are split over tensor-parallel processes too have a mesh of their own."""
@@ -412,6 +444,8 @@ class FSDP2(Sharded):
 class FSDP(Sharded):
     """The same by torch's older FullyShardedDataParallel, which flattens the parameters of a unit into one."""
 
+    skips = True
+
     def shard(self, algorithm: Algorithm) -> None:
         from torch.distributed.fsdp import FullyShardedDataParallel
         from torch.distributed.fsdp._runtime_utils import _lazy_init
@@ -429,6 +463,13 @@ class FSDP(Sharded):
             if isinstance(unit, FullyShardedDataParallel) and unit._handle is not None
         ]
         _lazy_init(self.model, self.model)  # else the first unit that is asked for its state takes itself for the root
+
+    def reshard(self) -> None:
+        from torch.distributed.fsdp._runtime_utils import _reshard
+
+        for _, unit in self.units:
+            if not unit._handle.needs_unshard():
+                _reshard(unit, unit._handle, free_unsharded_flat_param=True)
 
     def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None and parameter.grad.numel()]
@@ -512,6 +553,8 @@ class ZeRO(Sharded):
         offload: keeps the optimizer's states in the CPU's memory and takes its steps there; stage 3 only.
         persistence_threshold: parameters with fewer elements are not sharded at stage 3.
     """
+
+    clip: Any = None  # the engine does, within its step
 
     def __init__(self, stage: Literal[1, 2, 3], offload: bool = False, persistence_threshold: int = 100_000):
         if stage not in (1, 2, 3):
@@ -610,12 +653,8 @@ class ZeRO(Sharded):
     def optimizer_step(self, optimizer: Any, closure: Callable, model: Any = None, **_: Any) -> Any:
         result = self.precision_plugin._wrap_closure(self.algorithm, optimizer, closure)
         self.engine.step()
-        self.algorithm.grad_norm = self.part_norms[0]
+        self.algorithm.clipped(optimizer, self.part_norms)
         return result
-
-    def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-        """The engine clips, within its step."""
-        return torch.zeros(())
 
     def _part(self, parameter: nn.Parameter) -> int:
         """Of the algorithm's `parts`, the number of the one that holds a parameter."""
@@ -628,8 +667,9 @@ class ZeRO(Sharded):
         clip = zero.unscale_and_clip_grads
 
         def note(norms: list[Tensor], part_of: list[int]) -> None:
+            finite = [norm.float().where(norm >= 0, torch.inf) for norm in norms]  # -1 stands for those that are not
             self.part_norms = [
-                torch.linalg.vector_norm(torch.stack([n.float() for n, own in zip(norms, part_of) if own == part]))
+                torch.linalg.vector_norm(torch.stack([n for n, own in zip(finite, part_of) if own == part]))
                 for part in range(parts)
             ]
 
@@ -717,11 +757,14 @@ class ZeRO(Sharded):
 
     def full_optimizer(self, optimizer: Optimizer) -> dict[str, Any]:
         from deepspeed.utils import safe_get_full_optimizer_state
+        from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state
 
         places = {id(p): i for i, p in enumerate(p for group in self.order for p in group)}
         state: dict[int, dict[str, Any]] = {}
         for flat, parameters in self._flat():
             kept = optimizer.state.get(flat, {})
+            if self.stage < 3:  # the engine does so after the first group's first step: the others have no state yet
+                lazy_init_hp_params_optimizer_state(parameters, flat, {flat: kept})
             for key in sorted(kept):
                 whole = isinstance(kept[key], Tensor) and kept[key].shape == flat.shape
                 for parameter in parameters:

@@ -1,12 +1,16 @@
 """Trains every algorithm under a strategy, in so many processes of one training, and writes what became of it.
 
-python matrix.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of STRATEGY PROCESSES [ALGORITHM...]
+python matrix.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of STRATEGY PROCESSES [WHAT...]
 
 The imports are done once, and the processes forked. Each answers with a line `done`, or `failed` and what was said.
-OUTPUT/STRATEGY-PROCESSES/RANK.pt holds, for each (algorithm, accumulation, optimizer): metrics and whole final weights
+OUTPUT/STRATEGY-PROCESSES/RANK.pt holds, for each (algorithm, accumulation, kind): metrics and whole final weights
 (rank 0), the samples in the order in which this rank took them, and how many numbers of parameters and optimizer states
 it held; for ("again", algorithm) those weights after a stop in the middle and a start from the checkpoint, which is
 OUTPUT/STRATEGY-PROCESSES/ALGORITHM.ckpt; and for ("from single", algorithm) after a start from that of `single 1`.
+
+WHAT limits that to algorithms, or to single things such as `dpo/4/adamw` or `again/dpo`. `load/FOLDER` does something
+else: it takes up FOLDER/dpo.ckpt of another strategy, saves it again as from-FOLDER.ckpt, and for ("load", FOLDER)
+keeps what the model says, and what an unsharded one says that has those weights (rank 0).
 """
 
 import faulthandler
@@ -26,34 +30,49 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "algorithms"))
 import test_ppo
 import torch
 import yaml
+from lightning import Callback
 from test_invariance import Tokens, sequences
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from athanor import strategies
+from athanor.acceleration import accelerate
 from athanor.algorithms.base import Algorithm
 from athanor.algorithms.dpo import DPO
 from athanor.algorithms.ppo import PPO
 from athanor.algorithms.pretraining import Pretraining
 from athanor.algorithms.reward import RewardModeling
 from athanor.algorithms.sft import SFT
+from athanor.callbacks.averaging import AveragedIterates, ExponentialAverage
 from athanor.data.base import Data
 from athanor.data.instructions import Conversations
 from athanor.data.preferences import Pairs
 from athanor.data.pretraining import PackedRows
 from athanor.data.prompts import PromptData
 from athanor.models.heads import ScalarModel
-from athanor.optimizers import MuonWithAdamW
+from athanor.optimizers import LAMB, Lion, MuonWithAdamW, schedule_free_adamw
 from athanor.schedules import cosine
 from small import REPOSITORY, Given, decoder, fit, optimizer
 
 ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
 STEPS, BATCH = 6, 16
 PATIENCE = 900  # seconds; then a process says where it hangs, and ends
-OPTIMIZERS = {"adamw": optimizer(3e-3, betas=(0.9, 0.95), eps=1e-6, fused=True), "sgd": optimizer(0.3, torch.optim.SGD),
-              "muon": optimizer(3e-3, MuonWithAdamW, matrix_lr=0.02)}  # fmt: skip
+OPTIMIZERS = {
+    "adamw": optimizer(3e-3, betas=(0.9, 0.95), eps=1e-6, fused=True),
+    "sgd": optimizer(0.3, torch.optim.SGD),
+    "muon": optimizer(3e-3, MuonWithAdamW, matrix_lr=0.02),
+    "lamb": optimizer(3e-3, LAMB, eps=1e-6),
+    "lion": optimizer(3e-4, Lion),
+    "schedule_free": partial(schedule_free_adamw, lr=3e-3, eps=1e-6),
+}
 CELLS = [(name, split, kind) for name in ALGORITHMS for split in (1, 4) for kind in ("adamw", "sgd")]
-MUON = ("single", "ddp", "fsdp2", "hsdp")  # strategies under which an optimizer sees matrices
+# What goes with some strategies only; others refuse it. An optimizer, or AdamW and something beside it.
+SEE_MATRICES = ("single", "ddp", "fsdp2", "hsdp")
+FOLLOWED = (*SEE_MATRICES, "fsdp", "fsdp2_tp")
+EXTRAS = {
+    "muon": SEE_MATRICES, "lamb": SEE_MATRICES, "schedule_free": FOLLOWED, "lion": None, "recompute": None,
+    "average": (*FOLLOWED, "deepspeed_zero1", "deepspeed_zero2"),
+}  # fmt: skip
 
 
 def strategy(name: str, precision: str = "32-true", **changes: Any) -> Any:
@@ -68,7 +87,7 @@ def strategy(name: str, precision: str = "32-true", **changes: Any) -> Any:
 def make(name: str, kind: str, tokenizer: str, prompts: str) -> tuple[Algorithm, Data]:
     """The same weights and samples every time."""
     shape: dict[str, Any] = {"kv_heads": 2, "heads": 4, "width": 48, "hidden": 64}
-    arguments: tuple = (OPTIMIZERS[kind], partial(cosine, warmup_steps=2))
+    arguments: tuple = (OPTIMIZERS.get(kind, OPTIMIZERS["adamw"]), partial(cosine, warmup_steps=2))
 
     def network(seed: int, vocabulary: int = 29) -> nn.Module:
         return decoder(vocabulary, seed, **shape)
@@ -128,10 +147,10 @@ def held(algorithm: Algorithm) -> dict[str, int]:
 
 
 def whole_weights(algorithm: Algorithm) -> dict[str, torch.Tensor]:
-    """Of the networks that are trained."""
+    """Of the networks that are trained, and of averages."""
     weights = {}
     for name, child in algorithm.named_children():
-        if name not in algorithm.frozen:
+        if name not in algorithm.unsaved:
             with algorithm.whole(child, everywhere=False) as network:
                 weights |= {f"{name}.{key}": value.clone() for key, value in network.state_dict().items()}
     return weights
@@ -144,20 +163,29 @@ STOP = 3  # in the middle of a rollout
 def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path, only: list[str]) -> None:
     torch.set_num_threads(1)
     results: dict[tuple, dict] = {}
-    extra = [("pretraining", 1, "muon")] if name in MUON else []
-    for cell in [cell for cell in (*CELLS, *extra) if not only or cell[0] in only]:
+    extras = [("pretraining", 1, kind) for kind, fitting in EXTRAS.items() if fitting is None or name in fitting]
+
+    def wanted(*key: Any) -> bool:
+        return not only or key[0] in only or "/".join(map(str, key)) in only
+
+    for cell in [cell for cell in (*CELLS, *extras) if wanted(*cell)]:
         algorithm, data = make(cell[0], cell[2], *given)
+        beside: list[Callback] = [AveragedIterates()] if cell[2] == "schedule_free" else []
+        if cell[2] == "average":
+            beside.append(ExponentialAverage(0.9))
+        if cell[2] == "recompute":
+            accelerate(algorithm, {"recompute": "full", "compile": False}, "cpu", 1.0, output)
         chosen = strategy(name)
         replicas = world // getattr(chosen, "tensor_parallel", 1)
         seen = watched(data)
         metrics = fit(
             algorithm, data, steps=STEPS, batch=BATCH, micro=BATCH // replicas // cell[1], clip=0.5, world=world,
-            strategy=chosen, validate_every=2,
+            strategy=chosen, validate_every=2, callbacks=beside,
         )  # fmt: skip
         results[cell] = {"held": held(algorithm), "seen": seen, "weights": whole_weights(algorithm)}
         if rank == 0:
             results[cell]["metrics"] = metrics.history
-    for kind in [kind for kind in RESUMED if not only or kind in only]:
+    for kind in [kind for kind in RESUMED if (not only or kind in only) or wanted("again", kind)]:
         saved, single = output / f"{kind}.ckpt", output.parent / "single-1" / f"{kind}.ckpt"
         turns: list[tuple[str, dict[str, Any]]] = [
             ("stopped", {"stop": STOP, "save": saved}),
@@ -177,6 +205,25 @@ def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path
             )  # fmt: skip
             if turn != "stopped":
                 results[turn, kind] = {"weights": whole_weights(algorithm)}
+    for word in [word for word in only if word.startswith("load/")]:
+        other = word.removeprefix("load/")
+        algorithm, data = make("dpo", "adamw", *given)
+        with torch.no_grad():
+            for parameter in algorithm.model.parameters():
+                parameter.mul_(0.5)
+        fit(
+            algorithm, data, steps=STOP, batch=BATCH, clip=0.5, world=world, strategy=strategy(name),
+            resume=output.parent / other / "dpo.ckpt",
+        )  # fmt: skip
+        algorithm.trainer.save_checkpoint(output / f"from-{other}.ckpt")
+        with algorithm.whole(algorithm.model, everywhere=False) as network:
+            if rank == 0:
+                alone, _ = make("dpo", "adamw", *given)
+                saved = torch.load(output.parent / other / "dpo.ckpt", weights_only=True)
+                alone.load_state_dict(saved["state_dict"], strict=False)
+                with torch.no_grad():
+                    said, expected = (model.eval()(torch.arange(24)[None]) for model in (network, alone.model))
+                results["load", other] = {"logits": said, "expected": expected}
     torch.save(results, output / f"{rank}.pt")
 
 

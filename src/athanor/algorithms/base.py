@@ -117,12 +117,16 @@ class Algorithm(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips each part by its global norm and keeps the first one's for the log."""
+        """Clips each part by its global norm, unless the strategy does so itself."""
         clip = self._of_strategy("clip", nn.utils.clip_grad_norm_)
-        norms = [
-            clip([p for name, p in self.trainable() if name.startswith(prefix)], gradient_clip_val or float("inf"))
-            for prefix, _ in self.parts()
-        ]
+        if clip is None:
+            return
+        limit = gradient_clip_val or float("inf")
+        parts = [[p for name, p in self.trainable() if name.startswith(prefix)] for prefix, _ in self.parts()]
+        self.clipped(optimizer, [clip(part, limit) for part in parts])
+
+    def clipped(self, optimizer: Optimizer, norms: list[Tensor]) -> None:
+        """Keeps the first part's norm for the log, and has the step judged."""
         self.grad_norm = norms[0]
         if self.watch is not None:
             whole = norms[0] if len(norms) == 1 else torch.stack(norms).norm()

@@ -24,6 +24,10 @@ def check(model: nn.Module, ways: int) -> None:
                 f"strategy.tensor_parallel={ways} does not divide model.{name}={size}; choose a divisor of it."
             )
     for layer in model.blocks:  # type: ignore[union-attr]
+        if hasattr(layer, "cross"):
+            raise UserError(
+                "strategy.tensor_parallel splits no encoder-decoder; choose another strategy for this model."
+            )
         if not isinstance(layer.feedforward, Gated | Plain):
             raise UserError("strategy.tensor_parallel splits no experts; choose another strategy for this model.")
         if layer.feedforward.out.in_features % ways:
@@ -32,7 +36,8 @@ def check(model: nn.Module, ways: int) -> None:
                 "channels; set model.hidden to a multiple of it."
             )
     if model.positions.biased:  # type: ignore[union-attr]
-        raise UserError("strategy.tensor_parallel does not split the biases of ALiBi; choose another strategy.")
+        positions = type(model.positions).__name__
+        raise UserError(f"strategy.tensor_parallel does not split the biases of {positions}; choose another strategy.")
 
 
 def joined_rows(parts: list[int], ways: int) -> Tensor:
