@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from torch._inductor.utils import clear_caches
 
 from athanor import acceleration
 from athanor.acceleration import accelerate
@@ -20,7 +21,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="compili
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch):
-    """What the compiler's folder is set to is forgotten after the test."""
+    """A compiler that knows nothing yet; what its folder is set to is forgotten after the test."""
+    torch.compiler.reset()
+    clear_caches()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
 
