@@ -89,17 +89,16 @@ def check(trainer: Trainer, algorithm: Algorithm) -> None:
             raise UserError(
                 f"{strategy} cannot leave a step out; take callbacks.guard.on_spike=roll_back, or strategy=ddp or fsdp."
             )
-    if isinstance(strategy, ZeRO):
-        if hasattr(probe, "eval"):
+        if isinstance(callback, ExponentialAverage) and not strategy.cuts_alike:
             raise UserError(
-                f"{strategy} keeps the optimizer's weights to itself, and {type(probe).__name__} could not put its "
-                "average in the model's place; choose strategy=ddp or strategy=fsdp2."
+                f"{strategy} cuts the weights in other places than their average, which so cannot follow them; choose "
+                "strategy=fsdp2 or deepspeed_zero2, or leave callbacks.average out."
             )
-        if strategy.stage == 3 and any(isinstance(c, ExponentialAverage) for c in trainer.callbacks):  # type: ignore[attr-defined]
-            raise UserError(
-                f"{strategy} of stage 3 keeps the weights to itself, and callbacks.average could not follow them; "
-                "choose strategy=fsdp2 or deepspeed_zero2, or leave it out."
-            )
+    if isinstance(strategy, ZeRO) and hasattr(probe, "eval"):
+        raise UserError(
+            f"{strategy} keeps the optimizer's weights to itself, and {type(probe).__name__} could not put its average "
+            "in the model's place; choose strategy=ddp or strategy=fsdp2."
+        )
 
 
 def compiled(trainer: Trainer, cluster: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +136,7 @@ class Sharded(DDPStrategy):
     keeps_matrices = False  # whether an optimizer sees parameters in their own shape
     compiles = False  # whether layers may be compiled before they are sharded
     skips = False  # whether an optimizer's `found_inf` is obeyed
+    cuts_alike = False  # whether a process holds the same pieces of two networks of the same shape
     restore_checkpoint_after_setup = True
 
     def __init__(self, **keywords: Any):
@@ -280,7 +280,7 @@ class FSDP2(Sharded):
         replicas: groups of processes that each hold all the shards (hybrid sharding); 1 shards over all.
     """
 
-    keeps_matrices, compiles = True, True
+    keeps_matrices, compiles, cuts_alike = True, True, True
 
     def __init__(self, tensor_parallel: int = 1, replicas: int = 1):
         if tensor_parallel < 1 or replicas < 1:
@@ -565,6 +565,7 @@ class ZeRO(Sharded):
             raise UserError("This strategy needs DeepSpeed, which runs on Linux: pip install 'deepspeed>=0.19,<0.20'.")
         super().__init__()
         self.stage, self.offload, self.persistence_threshold = stage, offload, persistence_threshold
+        self.cuts_alike = stage < 3
 
     def setup_distributed(self) -> None:
         super().setup_distributed()

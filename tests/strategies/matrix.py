@@ -71,7 +71,7 @@ SEE_MATRICES = ("single", "ddp", "fsdp2", "hsdp")
 FOLLOWED = (*SEE_MATRICES, "fsdp", "fsdp2_tp")
 EXTRAS = {
     "muon": SEE_MATRICES, "lamb": SEE_MATRICES, "schedule_free": FOLLOWED, "lion": None, "recompute": None,
-    "average": (*FOLLOWED, "deepspeed_zero1", "deepspeed_zero2"),
+    "average": (*SEE_MATRICES, "fsdp2_tp", "deepspeed_zero1", "deepspeed_zero2"),
 }  # fmt: skip
 
 
