@@ -21,8 +21,8 @@ from athanor.runs.store import open_run
 def consolidate(path: str, directory: Path | None = None) -> Path:
     """Writes model.safetensors, model.json and tokenizer.model; returns their folder.
 
-    The weights are those that the run would keep if it ended at the checkpoint, but for a schedule-free optimizer's,
-    which averages only where it validates.
+    The weights are those that the run would keep if it ended at the checkpoint; but the newest ones where it keeps the
+    best, and where the optimizer is schedule-free, which averages only where it validates.
 
     Args:
         path: of a training run, or its id.

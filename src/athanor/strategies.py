@@ -37,6 +37,7 @@ from torch.optim import Optimizer
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.averaging import ExponentialAverage
 from athanor.callbacks.guard import Guard
+from athanor.callbacks.stopping import EarlyStopping
 from athanor.config import build
 from athanor.errors import UserError
 from athanor.models import parallel
@@ -89,10 +90,13 @@ def check(trainer: Trainer, algorithm: Algorithm) -> None:
             raise UserError(
                 f"{strategy} cannot leave a step out; take callbacks.guard.on_spike=roll_back, or strategy=ddp or fsdp."
             )
-        if isinstance(callback, ExponentialAverage) and not strategy.cuts_alike:
+        copies = isinstance(callback, ExponentialAverage) or (
+            isinstance(callback, EarlyStopping) and callback.keep_best
+        )
+        if copies and not strategy.cuts_alike:
             raise UserError(
-                f"{strategy} cuts the weights in other places than their average, which so cannot follow them; choose "
-                "strategy=fsdp2 or deepspeed_zero2, or leave callbacks.average out."
+                f"{strategy} cuts the weights in other places than their copy that {type(callback).__name__} keeps, "
+                "which so cannot follow them; choose strategy=fsdp2 or deepspeed_zero2, or leave that callback out."
             )
     if isinstance(strategy, ZeRO) and hasattr(probe, "eval"):
         raise UserError(
