@@ -8,8 +8,10 @@ OUTPUT/STRATEGY-PROCESSES/RANK.pt holds, for each (algorithm, accumulation, kind
 it held; for ("again", algorithm) those weights after a stop in the middle and a start from the checkpoint, which is
 OUTPUT/STRATEGY-PROCESSES/ALGORITHM.ckpt; and for ("from single", algorithm) after a start from that of `single 1`.
 
-WHAT limits that to algorithms, or to single things such as `dpo/4/adamw` or `again/dpo`. `load/FOLDER` does something
-else: it takes up FOLDER/dpo.ckpt of another strategy, saves it again as from-FOLDER.ckpt, and for ("load", FOLDER)
+WHAT limits that to algorithms, or to single things such as `dpo/4/adamw` or `again/dpo`. `kill/dpo` does something
+else: it trains dpo/4/adamw with checkpoints, kills all processes by SIGKILL once there are some, and starts them again;
+("killed", "dpo") holds the weights at the end and the `step` from which that went on. So does `load/FOLDER`: it takes
+up FOLDER/dpo.ckpt of another strategy, saves it again as from-FOLDER.ckpt, and for ("load", FOLDER)
 keeps what the model says, and what an unsharded one says that has those weights (rank 0).
 """
 
@@ -44,6 +46,7 @@ from athanor.algorithms.pretraining import Pretraining
 from athanor.algorithms.reward import RewardModeling
 from athanor.algorithms.sft import SFT
 from athanor.callbacks.averaging import AveragedIterates, ExponentialAverage
+from athanor.callbacks.checkpoints import Checkpoints, newest
 from athanor.data.base import Data
 from athanor.data.instructions import Conversations
 from athanor.data.preferences import Pairs
@@ -56,7 +59,7 @@ from small import REPOSITORY, Given, decoder, fit, optimizer
 
 ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
 STEPS, BATCH = 6, 16
-PATIENCE = 900  # seconds; then a process says where it hangs, and ends
+PATIENCE = 1800  # seconds; then a process says where it hangs, and ends
 OPTIMIZERS = {
     "adamw": optimizer(3e-3, betas=(0.9, 0.95), eps=1e-6, fused=True),
     "sgd": optimizer(0.3, torch.optim.SGD),
@@ -156,6 +159,11 @@ def whole_weights(algorithm: Algorithm) -> dict[str, torch.Tensor]:
     return weights
 
 
+def micro_batch(chosen: Any, world: int, accumulation: int) -> int:
+    """The micro-batch of a process."""
+    return BATCH // (world // getattr(chosen, "tensor_parallel", 1)) // accumulation
+
+
 RESUMED = ("dpo", "ppo")  # a frozen network; four networks, two parts, rollouts and a buffer
 STOP = 3  # in the middle of a rollout
 
@@ -176,10 +184,9 @@ def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path
         if cell[2] == "recompute":
             accelerate(algorithm, {"recompute": "full", "compile": False}, "cpu", 1.0, output)
         chosen = strategy(name)
-        replicas = world // getattr(chosen, "tensor_parallel", 1)
         seen = watched(data)
         metrics = fit(
-            algorithm, data, steps=STEPS, batch=BATCH, micro=BATCH // replicas // cell[1], clip=0.5, world=world,
+            algorithm, data, steps=STEPS, batch=BATCH, micro=micro_batch(chosen, world, cell[1]), clip=0.5, world=world,
             strategy=chosen, validate_every=2, callbacks=beside,
         )  # fmt: skip
         results[cell] = {"held": held(algorithm), "seen": seen, "weights": whole_weights(algorithm)}
@@ -198,13 +205,23 @@ def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path
                 for parameter in algorithm.model.parameters():
                     parameter.mul_(1.0 if turn == "stopped" else 0.5)  # whatever is not loaded shows
             chosen = strategy(name)
-            micro = BATCH // (world // getattr(chosen, "tensor_parallel", 1)) // 4
             fit(
-                algorithm, data, steps=STEPS, batch=BATCH, micro=micro, clip=0.5, world=world, strategy=chosen,
-                validate_every=2, **settings,
+                algorithm, data, steps=STEPS, batch=BATCH, micro=micro_batch(chosen, world, 4), clip=0.5, world=world,
+                strategy=chosen, validate_every=2, **settings,
             )  # fmt: skip
             if turn != "stopped":
                 results[turn, kind] = {"weights": whole_weights(algorithm)}
+    for kind in [word.removeprefix("kill/") for word in only if word.startswith("kill/")]:
+        (directory := output / f"{kind}-checkpoints").mkdir(exist_ok=True)
+        algorithm, data = make(kind, "adamw", *given)
+        found = newest(directory)
+        chosen = strategy(name)
+        fit(
+            algorithm, data, steps=STEPS, batch=BATCH, micro=micro_batch(chosen, world, 4), clip=0.5, world=world,
+            strategy=chosen, validate_every=2, resume=found, callbacks=[Checkpoints(directory, 1)],
+        )  # fmt: skip
+        step = int(found.stem.removeprefix("step-")) if found else 0
+        results["killed", kind] = {"weights": whole_weights(algorithm), "step": step}
     for word in [word for word in only if word.startswith("load/")]:
         other = word.removeprefix("load/")
         algorithm, data = make("dpo", "adamw", *given)
@@ -237,32 +254,55 @@ def process(environment: dict[str, str], said: Path, *arguments: Any) -> None:
     train(*arguments)
 
 
-def main(tokenizer: str, prompts: str, output: str) -> None:
+def launch(
+    name: str,
+    world: int,
+    given: tuple[str, str],
+    folder: Path,
+    only: list[str],
+    saved: Path | None = None,
+) -> list[int | None]:
+    """Starts the ranks, and waits until all have ended, one has failed, or two checkpoints are `saved`; kills what is
+    left.
+
+    Returns:
+        their exit codes; None of those that were killed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     context = multiprocessing.get_context("fork")
+    ranks = [
+        context.Process(
+            target=process,
+            args=({**shared, "LOCAL_RANK": str(r)}, folder / f"{r}.txt", name, world, r, given, folder, only),
+        )
+        for r in range(world)
+    ]
+    for rank in ranks:
+        rank.start()
+    while all(rank.exitcode in (None, 0) for rank in ranks) and any(rank.exitcode is None for rank in ranks):
+        if saved is not None and len(list(saved.glob("step-*.ckpt"))) > 1:
+            break
+        time.sleep(0.02)
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+    return codes
+
+
+def main(tokenizer: str, prompts: str, output: str) -> None:
     for line in sys.stdin:
         name, count, *only = line.split()
         world, folder = int(count), Path(output) / f"{name}-{count}"
         folder.mkdir(exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        shared = {"WORLD_SIZE": count, "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks = [
-            context.Process(
-                target=process,
-                args=({**shared, "LOCAL_RANK": str(r)}, folder / f"{r}.txt", name, world, r, (tokenizer, prompts),
-                      folder, only),
-            )
-            for r in range(world)
-        ]  # fmt: skip
-        for rank in ranks:
-            rank.start()
-        while all(rank.exitcode in (None, 0) for rank in ranks) and any(rank.exitcode is None for rank in ranks):
-            time.sleep(0.1)
-        codes = [rank.exitcode for rank in ranks]
-        for rank in ranks:
-            rank.kill()
-            rank.join()
+        given = (tokenizer, prompts)
+        for word in [word for word in only if word.startswith("kill/")]:
+            saved = folder / f"{word.removeprefix('kill/')}-checkpoints"
+            launch(name, world, given, folder, [word], saved)
+        codes = launch(name, world, given, folder, only)
         said = "" if not any(codes) else json.dumps([(folder / f"{r}.txt").read_text()[-3000:] for r in range(world)])
         print(f"failed {said}" if said else "done", flush=True)
 

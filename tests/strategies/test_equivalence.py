@@ -81,6 +81,16 @@ def test_started_again_from_a_checkpoint_it_ends_with_the_same_bits(algorithm, s
 
 
 @pytest.mark.parametrize(("strategy", "world"), MATRIX, ids=[f"{name}-{world}" for name, world in MATRIX])
+def test_killed_and_started_again_it_ends_with_the_same_bits(strategy, world, trained):
+    """All processes by SIGKILL, wherever they are after the second checkpoint."""
+    expected, found = trained(strategy, world)[0]["dpo", 4, "adamw"], trained(strategy, world, "kill/dpo")[0]
+    assert 2 <= found["killed", "dpo"]["step"] < 6
+    weights = found["killed", "dpo"]["weights"]
+    assert weights.keys() == expected["weights"].keys()
+    assert [n for n, weight in expected["weights"].items() if not torch.equal(weight, weights[n])] == []
+
+
+@pytest.mark.parametrize(("strategy", "world"), MATRIX, ids=[f"{name}-{world}" for name, world in MATRIX])
 @pytest.mark.parametrize("algorithm", ["dpo", "ppo"])
 def test_checkpoints_are_those_of_one_process(algorithm, strategy, world, trained, folder):
     """It writes what one process writes, of weights and of the optimizer's states, and goes on from that as well."""
