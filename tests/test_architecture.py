@@ -35,7 +35,7 @@ STOREYS = [
     {"models", "corpus", "rollout"},
     {"data"},
     {"algorithms"},
-    {"callbacks", "placement", "acceleration", "strategies"},
+    {"callbacks", "placement", "acceleration", "strategies", "float8"},
     {"train", "consolidate"},
     {"evaluation"},
     {"planning"},

@@ -1,5 +1,7 @@
 """The loss without logits: values and gradients against autograd through whole logits, and what it refuses."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,22 @@ def test_value_and_gradients_are_those_of_whole_logits(monkeypatch, block, setti
     for theirs, ours in zip(expected[:2], found[:2]):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
     assert not found[0].grad[[0, 5, 36]].any()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.1, "z_loss": 0.02, "softcap": 2.0}], ids=str)
+def test_compiled_it_is_the_same(monkeypatch, settings, dtype):
+    monkeypatch.setitem(module.LOGITS, "cpu", 5 * V)  # 37 rows: the last block is smaller
+    eager, compiled = inputs(dtype), inputs(dtype)
+    expected = linear_cross_entropy(*eager, **settings)
+    expected[0].backward()
+    found = linear_cross_entropy(*compiled, **settings, compiled=True)
+    found[0].backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for theirs, ours in zip(eager[:2], compiled[:2]):
+        within = 1e-5 if dtype == torch.float32 else 0.01
+        assert (ours.grad - theirs.grad).norm() <= within * theirs.grad.norm()
 
 
 def test_by_hand():

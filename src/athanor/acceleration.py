@@ -1,5 +1,6 @@
 """How blocks are executed, which changes speed and memory and nothing else: compiled one by one, so that the compiler
-sees one small graph and reuses it for all of them, or their activations made again in the backward pass.
+sees one small graph and reuses it for all of them, and the loss besides; or their activations made again in the
+backward pass.
 """
 
 import os
@@ -59,5 +60,7 @@ def accelerate(algorithm: nn.Module, cluster: dict[str, Any], device: str, flops
         if isinstance(module, Transformer) and recompute != "none":
             kept = partial(create_selective_checkpoint_contexts, KEPT) if recompute == "selective" else None
             module.recompute = {"use_reentrant": False} | ({"context_fn": kept} if kept else {})
+        if isinstance(module, Transformer):
+            module.compile_loss = bool(wanted and trained)
         if isinstance(module, Block) and wanted and trained:
             module.compile()

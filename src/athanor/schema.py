@@ -46,7 +46,7 @@ def train(
     seed: int,
     max_steps: int,
     global_batch_size: int,
-    precision: Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"],
+    precision: Literal["32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "fp8-mixed"],
     gradient_clip: float | None,
     validate_every_n_steps: int,
     model: Node,

@@ -32,6 +32,7 @@ from athanor.callbacks.throughput import Throughput
 from athanor.config import Experiment, build
 from athanor.data.base import BatchPlan, Data
 from athanor.errors import UserError
+from athanor.float8 import beyond, use_float8
 from athanor.placement import placement
 from athanor.runs.context import RunContext
 from athanor.runs.store import open_run
@@ -96,6 +97,8 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
     tokens = config["global_batch_size"] * data.typical_length * config["max_steps"]
     flops = tokens * algorithm.model.flops_per_token(data.typical_length)  # type: ignore[operator]
     device = trainer.strategy.root_device.type
+    if config["precision"] == "fp8-mixed":
+        use_float8(algorithm.model, trainer.strategy.root_device)
     cache = Path(config["paths"]["runs"]) / ".cache" / "compiled"
     accelerate(algorithm, strategies.compiled(trainer, cluster), device, flops, cache)
 
@@ -171,7 +174,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
         num_nodes=cluster["nodes"],
         strategy=strategy,
         inference_mode=not isinstance(strategy, strategies.Sharded),  # what they gather outlives a validation
-        precision=config["precision"],
+        precision=beyond(config["precision"]),  # type: ignore[arg-type]
         gradient_clip_val=config["gradient_clip"],
         max_steps=config["max_steps"],
         max_epochs=-1,

@@ -213,6 +213,7 @@ class Transformer(nn.Module):
         self.norm = nn.Identity() if norm.placement == "post" else norm.module(width, norm_eps)
         self.output = None if tie_embeddings else nn.Linear(width, vocabulary_size, bias=False)
         self.recompute: dict[str, Any] | None = None
+        self.compile_loss = False
         self._losses: list[Tensor] = []
         self._routings: dict[int, list[Tensor]] = {}
         self.reset_parameters()
@@ -345,14 +346,15 @@ class Transformer(nn.Module):
             logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
         return logits
 
-    def cross_entropy(self, hidden: Tensor, labels: Tensor, **settings: float) -> tuple[Tensor, Tensor]:
+    def cross_entropy(self, hidden: Tensor, labels: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
         """Of states [..., D] and labels [...], as `linear_cross_entropy` with its `label_smoothing` and `z_loss`."""
         weight = self.embedding.weight if self.output is None else self.output.weight
         if self.logit_scale != 1:
             hidden = hidden * self.logit_scale
         return linear_cross_entropy(
-            hidden.flatten(0, -2), weight, labels.flatten(), softcap=self.logit_softcap, **settings
-        )
+            hidden.flatten(0, -2), weight, labels.flatten(), softcap=self.logit_softcap,
+            compiled=self.compile_loss, **settings,
+        )  # fmt: skip
 
     def forward(self, tokens_BT: Tensor, **where) -> Tensor:
         """logits_BTV; takes the same keywords as `hidden_states`."""

@@ -12,6 +12,7 @@ from athanor import config as configs
 from athanor.config import Experiment
 from athanor.data.plan import BatchPlan
 from athanor.errors import UserError
+from athanor.float8 import beyond
 from athanor.planning import machines, models, step
 from athanor.planning.batches import Shape, shape_of
 from athanor.planning.layout import SHARDED, Layout, layout_of
@@ -91,6 +92,7 @@ def plan(experiment: Experiment, wishes: Wishes = Wishes()) -> Plan:  # noqa: B0
     if wishes.mfu is not None and wishes.mfu > 1:
         raise UserError(f"--mfu {wishes.mfu} is a share of the peak: at most 1")
     config = models.with_models(experiment)
+    config |= {"precision": beyond(config["precision"])}  # activations are kept in bfloat16
     cluster, precision = config["cluster"], config["precision"]
     per_node = devices_of(cluster)
     found = machines.machine(cluster, precision, wishes.device, wishes.memory, per_node)
