@@ -174,7 +174,8 @@ def _held_out(
             "data trouble",
             f"Validation, at {now:.3g}, is far above training, at {train:.3g}, though it goes on falling"
             + (" and the data hardly repeat." if epochs is not None else "."),
-            "see whether validation is of another kind than training: other sources, other languages, longer texts",
+            "see whether validation is of another kind than training (other sources, other languages, longer texts), "
+            "or whether the model that this began from had learnt the training data",
         )
         return
     else:
