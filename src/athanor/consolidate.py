@@ -37,10 +37,10 @@ def consolidate(path: str, directory: Path | None = None) -> Path:
     if run.status == "finished":
         folder = directory or run.directory
         for name in (models.WEIGHTS, models.ARCHITECTURE, "tokenizer.model"):
-            found = run.path(name)
+            kept = run.path(name)
             if folder != run.directory:
                 folder.mkdir(parents=True, exist_ok=True)
-                shutil.copy(found, folder / name)
+                shutil.copy(kept, folder / name)
         return folder
     found = newest(run.directory / "checkpoints")
     if found is None:
