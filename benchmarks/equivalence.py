@@ -75,7 +75,7 @@ def page(rows: list[tuple[str, ...]], cells: int, worst: float) -> str:
 Largest differences from the same training in one process, over accumulation 1 and 4, AdamW and SGD, 6 steps each:
 {cells} trainings, largest relative difference of a loss {worst:.1e}. Loss: the largest of |loss - loss'| over the steps
 by the largest |loss|. Gradient: its norm. Weights: ||weights - weights'|| / ||weights||, the worst tensor at the end;
-beside it that by SGD alone, which does not amplify rounding. The samples of every step are the same, in the same order.
+beside it that by SGD alone, which does not amplify rounding.
 
 Made by `make equivalence`: {platform.machine()} CPU, gloo, float32, Python {platform.python_version()}, {packages}.
 
