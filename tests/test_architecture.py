@@ -42,6 +42,7 @@ STOREYS = [
     {"scaling"},
     {"report"},
     {"pipeline", "sweeps"},
+    {"reproduction"},
     {"cluster"},
     {"cli"},
     {"__main__"},

@@ -97,7 +97,7 @@ def _kind_at(path: Path, _changed: int, _size: int) -> str:
     text = re.sub(r"(?m)(^|\s)#.*$", "", path.read_text(encoding="utf-8", errors="replace"))
     if re.search(r"(?m)^steps:", text):
         return "pipeline"
-    if re.search(r"(?m)^factors:", text):
+    if re.search(r"(?m)^(factors|space):", text):
         return "sweep"
     match = re.search(r"(?ms)^defaults:(.*?)(?=^[^\s\-\]#]|\Z)", text)
     experiments = source() / "experiments"

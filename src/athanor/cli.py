@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from athanor.progress import Progress
     from athanor.runs.run import Run
     from athanor.sweeps.ablation import Ablation
+    from athanor.sweeps.trials import Trials
 
 VERBS = {
     "prepare": "make data: documents, tokenizers, shards, tasks",
@@ -23,16 +24,19 @@ VERBS = {
     "evaluate": "measure a model",
     "plan": "say what a training will need: parameters, memory, time",
     "pipeline": "run chained experiments and write their report",
-    "sweep": "run the members of an ablation, or one of them",
-    "submit": "send an experiment, a pipeline or an ablation to SLURM",
+    "sweep": "run the members of an ablation, or the trials of a search",
+    "submit": "send an experiment, a pipeline, an ablation or a search to SLURM",
     "jobs": "list the jobs sent to SLURM, and how far their runs are",
     "cancel": "end jobs; a training saves itself first",
     "runs": "list the runs",
     "scaling": "fit a scaling law to finished trainings",
     "lineage": "walk from a run back to its raw documents, looking at every file",
-    "reproduce": "rerun a run and compare every output",
-    "prove": "train a few steps under several strategies and compare the models",
+    "reproduce": "rerun a run, or a recorded result, and compare",
+    "record": "write an experiment's measured result beside it",
+    "verify": "rerun all recorded results and say what has drifted",
     "report": "write the page about a run or a pipeline",
+    "erase": "take documents out of all that was made of them",
+    "prove": "train a few steps under several strategies and compare the models",
     "consolidate": "write the model of an unfinished run, out of its newest checkpoint",
     "export": "write a run's model and tokenizer in the form of Hugging Face",
 }
@@ -47,7 +51,8 @@ Raw text to an aligned, evaluated language model, with a lineage for every numbe
 
   athanor pipeline experiment=pipelines/demo
 
-Exit codes: 0 done, 1 failed, 2 something to correct, 75, 130 or 143 interrupted (the same command goes on)."""
+Exit codes: 0 done, 1 failed, 2 something to correct, 3 reproduced but not bit for bit,
+75, 130 or 143 interrupted (the same command goes on)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,12 +101,16 @@ def _dispatch(words: list[str]) -> int:
         "scaling": _scaling,
         "lineage": _lineage,
         "reproduce": _reproduce,
-        "prove": _prove,
+        "record": _record,
+        "verify": _verify,
         "report": _report,
+        "erase": _erase,
+        "prove": _prove,
         "consolidate": _consolidate,
         "export": _export,
     }
-    training = verb == "train" or (verb == "sweep" and any(word.startswith("member=") for word in words))
+    own = ("member=", "worker=", "trial=")
+    training = verb == "train" or (verb == "sweep" and any(word.startswith(own) for word in words))
     with signals.handled(note=training or "--inputs" in words):
         return action[verb](words) if verb in action else _experiment(verb, words)
 
@@ -151,6 +160,13 @@ def _experiment(verb: str, words: list[str]) -> int:
         return 0
     took = "already done" if done else clock(run.manifest["seconds"])
     print(f"{run.id}  {run.status}  {took}\n{_short(run.directory)}")
+    if verb == "prepare":
+        from athanor import pipeline
+
+        for made in (*(store.Run(entry.directory) for entry in before if entry.kind == "prepare"), run):
+            card = pipeline.data_card(made, anew=made is run and not done)
+        if card:
+            print(f"data card: {_short(card)}")
     _table([(metric, _number(value)) for metric, value in run.metrics.items()])
     return 0
 
@@ -222,7 +238,10 @@ def _pipeline(words: list[str]) -> int:
 
 
 def _sweep(words: list[str]) -> int:
-    parser = _parser("sweep", "ablation=NAME [member=K] [key=value ...]", experiments=True)
+    if any(word.startswith("search=") for word in words):
+        return _search(words)
+    usage = "ablation=NAME [member=K] [key=value ...] | search=NAME [worker=K] [key=value ...]"
+    parser = _parser("sweep", usage, experiments=True)
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="members at a time; default 1")
     parser.add_argument("--retries", type=int, default=1, metavar="N", help="for a member that fails; default 1")
     parser.add_argument("--list", action="store_true", dest="listed", help="show the members and stop")
@@ -273,6 +292,92 @@ def _sweep(words: list[str]) -> int:
     return 0 if done == len(composed) else 1
 
 
+def _search(words: list[str]) -> int:
+    parser = _parser("sweep", "search=NAME [worker=K | trial=K] [key=value ...]", experiments=True)
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="trials at a time; default 1")
+    parser.add_argument(
+        "--retries", type=int, default=1, metavar="N", help="for a trial that fails or whose process dies; default 1"
+    )
+    parser.add_argument("--list", action="store_true", dest="listed", help="show the trials and stop")
+    parser.add_argument("--json", action="store_true", help="with --list: a line of JSON for each")
+    parser.add_argument("--inputs", action="store_true", help="make what all trials read and stop")
+    parser.add_argument("--check", action="store_true", help="compose and check the ends of the space and stop")
+    options = parser.parse_intermixed_args(words)
+    chosen, overrides = _named(options.overrides, "sweep", "search", "worker", "trial")
+    for key in ("worker", "trial"):
+        if key in chosen and not chosen[key].isdigit():
+            raise UserError(f"{key}={chosen[key]} must be a number")
+
+    from athanor.sweeps import search
+
+    composed = search.load(chosen["search"], overrides)
+    if options.check:
+        composed.validate()
+        ends = ", ".join(composed.space)
+        print(
+            f"ok {composed.name}: {composed.trials} trials of {composed.base} over {ends}\n{_short(composed.directory)}"
+        )
+        return 0
+
+    from athanor.sweeps import searching, trials
+
+    if options.listed:
+        _trials(trials.Trials(composed), options.json)
+        return 0
+    if "worker" in chosen:
+        ended = searching.work(composed, retries=options.retries, say=lambda text: print(text, flush=True))
+        print(f"{composed.name}: {ended} trials ended here, and none is left to take")
+        return 0
+    if "trial" in chosen or options.inputs:
+        with _progress(composed.first) as progress:
+            made = (
+                searching.make_inputs(composed, progress)
+                if options.inputs
+                else searching.make_trial(composed, int(chosen["trial"]), progress)
+            )
+        for run in made:
+            print(f"{run.id}  {run.status}  {_short(run.directory)}")
+        return 0
+    with _progress(composed.first) as progress:
+        ending = searching.search_here(
+            composed, workers=options.workers, retries=options.retries, progress=progress
+        )  # fmt: skip
+    counts = ending.counts
+    done = counts["complete"] + counts["pruned"]
+    print(
+        f"{composed.name}: {done} of {counts['all']} trials finished, {counts['pruned']} of them pruned; "
+        f"{ending.before} before"
+    )
+    for text in ending.failed:
+        print(f"failed: {text}")
+    if ending.left and done < counts["all"]:
+        print(f"not begun: {counts['waiting']}; {ending.left}")
+    if (best := trials.Trials(composed).best()) and best.value is not None:
+        print(
+            f"best: {composed.metric.name} {_number(best.value)}, trial {best.number}: {trials.described(best.params)}"
+        )
+    print(f"report: {composed.report_command}")
+    return 0 if done == counts["all"] else 1
+
+
+def _trials(found: Trials, as_json: bool) -> None:
+    space = list(found.search.space)
+    rows: list[tuple[str, ...]] = [("trial", "status", *space, found.search.metric.name, "run")]
+    for trial in found.all():
+        member = next(iter(found.members(trial)), None)
+        run = f"{member.target.name}/{member.target.fingerprint}" if member else ""
+        status = trial.state.name.lower() + (" (no worker)" if found.lost(trial) else "")
+        if as_json:
+            import json
+
+            shown = {"trial": trial.number, "status": status, "point": trial.params, "value": trial.value}
+            print(json.dumps({**shown, **trial.user_attrs, "run": run}, ensure_ascii=False))
+        point = (str(trial.params.get(key, "")) for key in space)
+        rows.append((str(trial.number), status, *point, "" if trial.value is None else _number(trial.value), run))
+    if not as_json:
+        _table(rows)
+
+
 def _members(composed: Ablation, as_json: bool) -> None:
     rows: list[tuple[str, ...]] = [("member", "status", *composed.factors, "seed", "run")]
     for member in composed.members:
@@ -288,18 +393,25 @@ def _members(composed: Ablation, as_json: bool) -> None:
 
 
 def _submit(words: list[str]) -> int:
-    usage = "VERB experiment=NAME cluster=NAME [key=value ...] | sweep ablation=NAME cluster=NAME [--at-once N] [...]"
+    usage = (
+        "VERB experiment=NAME cluster=NAME [key=value ...] | sweep ablation=NAME cluster=NAME [--at-once N] [...]"
+        " | sweep search=NAME cluster=NAME [--workers N] [...]"
+    )
     parser = _parser("submit", usage)
     parser.add_argument("verb", choices=("prepare", "train", "evaluate", "pipeline", "sweep"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for that verb")
     parser.add_argument("--print", action="store_true", dest="show", help="check, show the calls of sbatch, and stop")
     parser.add_argument("--at-once", type=int, metavar="N", help="sweep: the most members that run at a time")
-    parser.add_argument("--retries", type=int, metavar="N", help="sweep: for a member that fails or dies; default 1")
+    parser.add_argument("--workers", type=int, metavar="N", help="sweep search=: elements of the array; default 4")
+    parser.add_argument(
+        "--retries", type=int, metavar="N", help="sweep: for a member or trial that fails or dies; default 1"
+    )
     options = parser.parse_intermixed_args(words)
     if options.verb == "sweep":
-        return _submit_sweep(options)
-    if options.at_once is not None or options.retries is not None:
-        raise UserError("--at-once and --retries are for `athanor submit sweep`")
+        searches = any(word.startswith("search=") for word in options.overrides)
+        return _submit_search(options) if searches else _submit_sweep(options)
+    if (options.at_once, options.retries, options.workers) != (None, None, None):
+        raise UserError("--at-once, --workers and --retries are for `athanor submit sweep`")
     name, overrides = _chosen(options.verb, options.overrides)
 
     from athanor.cluster import jobs, submission
@@ -322,6 +434,38 @@ def _submit(words: list[str]) -> int:
     first = next(iter(numbers.values()))
     log = _short(f"{next(iter(found.values())).experiment.config['paths']['runs']}/{jobs.FOLDER}/{first}.txt")
     print(f"follow:  athanor jobs  |  tail -F {log}\nend:     athanor cancel {first}")
+    return 0
+
+
+def _submit_search(options: argparse.Namespace) -> int:
+    chosen, overrides = _named(options.overrides, "submit sweep", "search")
+    if options.at_once is not None:
+        raise UserError("a search has --workers N, all of which run at once")
+
+    from athanor.cluster import arrays, jobs, submission
+
+    workers, retries = (
+        given if given is not None else least for given, least in ((options.workers, 4), (options.retries, 1))
+    )
+    array = arrays.prepare_search(chosen["search"], overrides, workers=workers, retries=retries)
+    composed = array.search
+    if not array.jobs:
+        queued = len(array.queued)
+        print(
+            f"{queued} workers are in the queue already, {array.unfinished} trials to go" if queued else "already done"
+        )
+        print(f"follow:  athanor jobs search/{composed.name}" if queued else f"report:  {composed.report_command}")
+        return 0
+    if options.show:
+        for one in array.jobs.values():
+            print(submission.command(one))
+        return 0
+    numbers = submission.send(array.jobs, array.waiting)
+    shown = numbers | {"workers": f"{numbers['workers']}_[{jobs.ranges(range(1, array.workers + 1))}]"}
+    _table([(f"job {shown[key]}", key) for key in numbers])
+    log = f"{composed.root}/{jobs.FOLDER}/{numbers['workers']}_1.txt"
+    print(f"follow:  athanor jobs search/{composed.name}  |  tail -F {_short(log)}")
+    print(f"end:     athanor cancel search/{composed.name}")
     return 0
 
 
@@ -488,10 +632,16 @@ def _lineage(words: list[str]) -> int:
 
 
 def _reproduce(words: list[str]) -> int:
-    parser = _parser("reproduce", "RUN")
-    parser.add_argument("run", help=RUN_HELP)
-    parser.add_argument("--anyway", action="store_true", help="rerun though raw documents or inputs have changed")
-    options = parser.parse_args(words)
+    parser = _parser("reproduce", "RUN | FILE.result.json [cluster=NAME ...]")
+    parser.add_argument("run", help=f"a file that `athanor record` wrote, or {RUN_HELP}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of a result: how to run it")
+    parser.add_argument("--anyway", action="store_true", help="a run: though raw documents or inputs have changed")
+    _reproduction_options(parser)
+    options = parser.parse_intermixed_args(words)
+    if options.run.endswith(".json"):
+        return _reproduce_result(options)
+    if options.overrides:
+        raise UserError("only a result file takes overrides; a run is made again as it was")
 
     from athanor.progress import Progress
     from athanor.runs import reproduce
@@ -500,7 +650,74 @@ def _reproduce(words: list[str]) -> int:
     with Progress() as progress:
         result = reproduce.reproduce(open_run(options.run), anyway=options.anyway, progress=progress)
     print(result["text"])
-    return 0 if result["verdict"] == "bit-identical" else 1
+    return {"bit-identical": 0, "within tolerance": 3}.get(result["verdict"], 1)
+
+
+def _reproduce_result(options: argparse.Namespace) -> int:
+    from athanor.progress import Progress
+    from athanor.reproduction import rerun
+
+    with Progress() as progress:
+        result = rerun.reproduce(
+            rerun.find(options.run), options.overrides, tolerance=options.tolerance, first=options.first,
+            progress=progress,
+        )  # fmt: skip
+    print(result.text)
+    return rerun.EXIT_CODES[result.verdict]
+
+
+def _record(words: list[str]) -> int:
+    parser = _parser("record", "EXPERIMENT [--seeds N ...] [key=value ...]")
+    parser.add_argument("overrides", nargs="+", metavar="EXPERIMENT", help="its name, and overrides as it was run with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="a run each; default its own")
+    options = parser.parse_intermixed_args(words)
+    named = [word if "=" in word else f"experiment={word}" for word in options.overrides]
+    names = [word.partition("=")[2] for word in named if word.startswith("experiment=")]
+    if len(names) != 1:
+        raise UserError("say one experiment: `athanor record pretrain/demo --seeds 1 2 3`")
+    if len(set(options.seeds)) < len(options.seeds):
+        raise UserError("--seeds must be different numbers")
+
+    from athanor.reproduction import record
+
+    path = record.record(names[0], [word for word in named if not word.startswith("experiment=")], options.seeds)
+    print(_short(path))
+    shown = record.read(path)["metrics"]
+    rows = [("metric", "mean", "95% interval", "seeds")]
+    for name, found in shown.items():
+        interval = f"{_number(found['low'])} to {_number(found['high'])}" if found["low"] is not None else ""
+        rows.append((name, _number(found["mean"]), interval, str(found["seeds"])))
+    _table(rows)
+    return 0
+
+
+def _verify(words: list[str]) -> int:
+    parser = _parser("verify", "[EXPERIMENT ...] [cluster=NAME ...]")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="EXPERIMENT", help="only these (FOLDER/ for all below); how to run"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, metavar="M", help="pass over results that took longer; default 30"
+    )
+    _reproduction_options(parser)
+    options = parser.parse_intermixed_args(words)
+
+    from athanor.progress import Progress, clock
+    from athanor.reproduction import verify
+
+    paths = verify.results([word for word in options.overrides if "=" not in word])
+    if not paths:
+        raise UserError("no result is recorded yet; `athanor record EXPERIMENT` writes one")
+    rows = []
+    for row in verify.verify(
+        paths, [word for word in options.overrides if "=" in word], minutes=options.minutes, first=options.first,
+        tolerance=options.tolerance, progress=Progress,
+    ):  # fmt: skip
+        rows.append(row)
+        print(f"{row.name}: {row.verdict}", file=sys.stderr, flush=True)
+    took = [clock(row.seconds) if row.seconds else "" for row in rows]
+    _table([("result", "verdict", "took", ""), *((r.name, r.verdict, t, r.detail) for r, t in zip(rows, took))])
+    return verify.exit_code(rows)
 
 
 def _prove(words: list[str]) -> int:
@@ -528,6 +745,8 @@ def _prove(words: list[str]) -> int:
 def _report(words: list[str]) -> int:
     if any(word.startswith("ablation=") for word in words):
         return _ablation_report(words)
+    if any(word.startswith("search=") for word in words):
+        return _search_report(words)
     parser = _parser("report", "RUN_OR_PIPELINE [-o FILE]")
     parser.add_argument("source", help=f"a pipeline's name or folder, or {RUN_HELP}")
     parser.add_argument("-o", "--output", help="where to write it; default: report.html in its folder")
@@ -577,6 +796,54 @@ def _consolidate(words: list[str]) -> int:
     from athanor.consolidate import consolidate
 
     print(_short(consolidate(options.run, Path(options.directory) if options.directory else None)))
+    return 0
+
+
+def _search_report(words: list[str]) -> int:
+    parser = _parser("report", "search=NAME [key=value ...]", experiments=True)
+    chosen, overrides = _named(parser.parse_intermixed_args(words).overrides, "report", "search")
+
+    from athanor.sweeps import found, search, trials
+
+    results = found.gather(trials.Trials(search.load(chosen["search"], overrides)))
+
+    from athanor.report import search as page
+
+    for path in page.write(results, results.search.directory):
+        print(_short(path))
+    if results.best:
+        written = found.write_best(results)
+        print(f"{_short(written)}\nbest: {results.best_line}\nagain: {results.best_command}")
+    return 0
+
+
+def _erase(words: list[str]) -> int:
+    parser = _parser("erase", "LIST [...]")
+    parser.add_argument("lists", nargs="+", metavar="LIST", help="a file with the identity of a document a line")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    options = parser.parse_args(words)
+
+    from athanor.corpus import erase
+    from athanor.progress import Progress
+
+    with Progress() as progress:
+        found = erase.erase(options.lists, catalog.runs_root(), dry=options.dry_run, progress=progress)
+    if not options.dry_run:
+        from athanor import pipeline
+        from athanor.runs.run import open_run
+
+        for run in (*found.documents, *found.shards):
+            pipeline.data_card(open_run(run), anew=True)
+    would = "would be " if options.dry_run else ""
+    rows = [(run, f"{count} documents {would}erased") for run, count in found.documents.items()]
+    rows += [(run, f"{would}rebuilt" if options.dry_run else f"rebuilt, {n} fewer") for run, n in found.shards.items()]
+    rows += [(run, "was trained on them") for run in found.saw]
+    rows += [(run, "was made of them, and is left") for run in found.left]
+    _table(rows)
+    if found.missing:
+        print(f"{found.missing} listed identities are in no run")
+    if found.documents:
+        print("the raw files are untouched: before preparing them again, add the step athanor.corpus.privacy.Removed")
     return 0
 
 
@@ -632,6 +899,14 @@ def _parser(verb: str, usage: str, *, experiments: bool = False) -> _Parser:
         parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, in Hydra's syntax")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _reproduction_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--first", action="store_true", help="of a result: only its first seed")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.01, metavar="X",
+        help="of a result: metrics this far apart, relative, are the same within tolerance; default 0.01",
+    )  # fmt: skip
 
 
 def _execution_options(parser: argparse.ArgumentParser) -> None:

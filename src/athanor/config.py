@@ -34,6 +34,7 @@ from athanor.runs.run import Run, find_run
 EXECUTION = ("cluster", "strategy", "logger", "paths", "checkpoint", "display")
 LIBRARIES = ("torch.", "torchmetrics.", "lightning.")  # of a version that the manifest records
 DESCRIPTIVE = ("name", "tags", "allowed_targets")
+NOT_PORTABLE = ("name", "paths", "logger", "display")
 STDLIB_LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "__pycache__"}
 
 
@@ -109,11 +110,105 @@ def load(
     Raises:
         UserError: the experiment does not compose. Problems that leave it composable are kept for `validate`.
     """
-    loader = _Loader(stand_ins or {})
+    return _loaded(_Loader(stand_ins or {}), name, overrides, inputs)
+
+
+def _loaded(
+    loader: _Loader, name: str, overrides: Sequence[str], inputs: Mapping[str, Experiment] | None = None
+) -> Experiment:
     experiment = loader.load(name, tuple(overrides), inputs)
     for hashes in loader.hashes.values():
         hashes.save()
     return experiment
+
+
+Documents = dict[
+    str, dict[str, Any]
+]  # experiments as `portable` writes them, by `reference`, the readers after the read
+
+
+def reference(experiment: Experiment) -> str:
+    """How a portable document is called."""
+    return f"{experiment.name}@{experiment.fingerprint}"
+
+
+def portable(experiment: Experiment) -> Documents:
+    """The experiment and all that it reads from, as `load_portable` composes them again in any clone of the project.
+
+    Interpolations stay, paths and loggers are left out, and inputs that are runs name one another by `reference`.
+
+    Raises:
+        UserError: an input names a file by a path of this machine, or a run that today's experiments do not make.
+    """
+    found: Documents = {}
+    inputs: dict[str, Any] = {}
+    raw = _compose(experiment.name, experiment.overrides)
+    config = {str(k): v for k, v in OmegaConf.to_container(raw).items() if k not in NOT_PORTABLE}  # type: ignore[union-attr]
+    if isinstance(config.get("cluster"), dict):
+        config["cluster"].pop("slurm", None)
+    for key, entry in experiment.inputs.items():
+        if entry.kind == "run":
+            above = entry.experiment or _of_run(Run(entry.paths[0]))
+            found |= portable(above)
+            inputs[key] = reference(above)
+        else:
+            inputs[key] = {"files": (patterns := config["inputs"][key]["files"])}
+            for pattern in [patterns] if isinstance(patterns, str) else patterns:
+                if os.path.isabs(pattern):
+                    raise UserError(
+                        f"{experiment.name}, inputs.{key}: {pattern} is a path of this machine; put the files below "
+                        "paths.data_root and name them as '${paths.data_root}/...'"
+                    )
+    config["inputs"] = inputs
+    overrides = [text for text in experiment.overrides if not is_execution(text)]
+    return found | {
+        reference(experiment): {
+            "name": experiment.name, "kind": experiment.kind, "overrides": overrides, "config": config,
+        }
+    }  # fmt: skip
+
+
+def load_portable(wanted: str, documents: Documents, overrides: Sequence[str] = ()) -> Experiment:
+    """Compose an experiment from documents in place of the files under experiments/.
+
+    Args:
+        wanted: its `reference`. Whether the fingerprints are still those of the references the caller looks at.
+        overrides: of its execution; where they speak of `cluster`, `strategy` or `checkpoint` they replace the
+            document's.
+    """
+    if science := [text for text in overrides if not is_execution(text)]:
+        raise UserError(f"{science[0]!r} changes what is computed; only how it is run may be overridden here")
+    return _loaded(_Loader({}, documents), wanted, overrides)
+
+
+def _of_run(run: Run) -> Experiment:
+    """The experiment that made a run, if today's files still say so."""
+    experiment = load(run.name, run.manifest["overrides"])
+    if experiment.fingerprint != run.fingerprint:
+        raise UserError(
+            f"{run.id} is not what experiments/{run.name}.yaml makes today; make it again and what reads it"
+        )
+    return experiment
+
+
+def base(kind: str) -> dict[str, Any]:
+    """What `/train`, `/prepare` or `/evaluate` alone composes to, interpolations unresolved."""
+    return dict(OmegaConf.to_container(_base(kind, ())))  # type: ignore[arg-type]
+
+
+def _base(kind: str, overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(catalog.source() / "configs"), version_base="1.3"):
+        composed = compose(config_name=kind, overrides=list(overrides))
+    OmegaConf.set_struct(composed, False)
+    return composed
+
+
+def _from_document(document: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+    given = {re.split(r"[.=@/]", text.lstrip("+~"), maxsplit=1)[0] for text in overrides}
+    composed = _base(document["kind"], overrides)
+    kept = {key: composed._get_node(key) for key in EXECUTION if key in composed}
+    recorded = {key: value for key, value in document["config"].items() if key not in given}
+    return OmegaConf.merge(OmegaConf.create(kept), OmegaConf.create(recorded))  # type: ignore[return-value]
 
 
 def check(config: Mapping[str, Any], variables: frozenset[str] = frozenset()) -> list[str]:
@@ -168,8 +263,8 @@ def fingerprint(kind: str, science: Mapping[str, Any]) -> str:
 class _Loader:
     """One call of `load`: each experiment is composed once, and hashes are remembered for each runs root."""
 
-    def __init__(self, stand_ins: Mapping[str, Experiment]) -> None:
-        self.stand_ins = stand_ins
+    def __init__(self, stand_ins: Mapping[str, Experiment], documents: Documents | None = None) -> None:
+        self.stand_ins, self.documents = stand_ins, documents or {}
         self.loaded: dict[tuple[str, tuple[str, ...]], Experiment] = {}
         self.hashes: dict[Path, Hashes] = {}
         self.under_way: list[str] = []
@@ -184,7 +279,12 @@ class _Loader:
         return known
 
     def _load(self, name: str, overrides: tuple[str, ...], given: Mapping[str, Experiment]) -> Experiment:
-        composed = _compose(name, overrides)
+        own = overrides
+        if document := self.documents.get(name):
+            name, composed = document["name"], _from_document(document, overrides)
+            own = (*document["overrides"], *overrides)
+        else:
+            composed = _compose(name, overrides)
         kind = composed.get("kind")
         references = frozenset(re.findall(r"\$\{(\w+)", json.dumps(OmegaConf.to_container(composed), default=str)))
         composed.name = name
@@ -236,7 +336,7 @@ class _Loader:
             inputs=inputs,
             fingerprint=digest,
             directory=root / name / digest,
-            overrides=(*overrides, *pins),
+            overrides=(*own, *pins),
             problems=tuple(problems),
             variables=references,
         )

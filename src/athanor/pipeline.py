@@ -102,8 +102,21 @@ def run(pipeline: Pipeline, *, force: bool = False, progress: Progress | None = 
         if rank() > 0 and step in waiting and experiment.kind == "train":
             return runs  # this process was started for that one training; rank 0 goes on and starts others
     if rank() == 0:
+        for step, made in runs.items():
+            if made.manifest["kind"] == "prepare":
+                data_card(made, anew=step in waiting)
         _record(pipeline, runs, changed=bool(waiting))
     return runs
+
+
+def data_card(made: Run, *, anew: bool) -> Path | None:
+    """The card of a run that prepared data, written if it is new or has none; None where it has nothing to say."""
+    page = made.directory / "card.html"
+    if anew or not page.is_file():
+        from athanor.report import card
+
+        card.write(made.directory)
+    return page if page.is_file() else None
 
 
 def report_path(pipeline: Pipeline) -> Path | None:

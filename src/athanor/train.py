@@ -191,6 +191,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
             *(guards or [Guard()]),
             Samples(run.directory / "samples.jsonl"),
             *(callback for callback in chosen if callback not in (*guards, *averages)),
+            *run.callbacks,
             *averages,
             AveragedIterates(),
             Diagnosis(run.directory),

@@ -50,6 +50,10 @@ def test_a_domain_at_forty_percent_brought_to_its_target():
     assert [d.id for d in result] == [d.id for d in given if d in result], "in their order, none twice"
     assert step.counts["bytes of medical before"] == 200_000
     assert step.counts["bytes of medical after"] == sum(len(d.text) for d in result if d.source == "medical")
+    medical = step.details["mixture"]["domains"]["medical"]
+    assert (medical["documents"], medical["share_before"], medical["share_wanted"]) == (2000, 0.4, 0.15)
+    assert medical["share_after"] == pytest.approx(shares(result)["medical"])
+    assert medical["epochs"] == pytest.approx(0.265, abs=0.001), "0.15 / 0.85 of 3000 kept, of 2000"
     assert step.dropped == {"too much of medical": 2000 - sum(d.source == "medical" for d in result)}
 
 

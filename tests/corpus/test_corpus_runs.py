@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from corpus_harness import CHINESE, ENGLISH
 
-from athanor import config
+from athanor import cli, config
 from athanor.corpus.shards import Shards
 from athanor.corpus.tokenizer import Tokenizer
 from athanor.errors import UserError
@@ -132,3 +132,15 @@ def test_a_vocabulary_too_large(raw):
     with pytest.raises(UserError, match=r"vocabulary_size 64000 is too large .* the largest is \d+"):
         run("tokenizer/raw")
     assert not left_behind("tokenizer/raw")
+
+
+def test_preparing_ends_with_a_data_card(raw, capsys):
+    assert cli.main(["prepare", "experiment=shards/raw", "--with-inputs"]) == 0
+    assert "data card: " in capsys.readouterr().out
+    for name in ("documents/raw", "tokenizer/raw", "shards/raw"):
+        directory = config.load(name).directory
+        assert (directory / "card.html").is_file(), name
+        assert "card.md" not in json.loads((directory / "manifest.json").read_text())["outputs"], "no output: it says"
+    text = (config.load("shards/raw").directory / "card.md").read_text("utf-8")
+    for part in ("## Documents", "## Tokenizer", "## Token shards", "| raw.jsonl |"):
+        assert part in text, part

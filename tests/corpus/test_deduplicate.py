@@ -287,3 +287,12 @@ def test_truth_set(shared, step):
     later = {max(pair.values(), key=order.__getitem__) for pair in lines("truth_1000")}
     assert {d.id for d in documents} - remaining == later
     assert len(later) == 10
+
+
+@pytest.mark.parametrize("keep", ["first", "longest"])
+def test_clusters_by_size(keep):
+    """Three alike, two alike, one alone; those of an earlier corpus are not counted."""
+    texts = ["a b c d", "e f g h", "A b c  d", "i j k l", "e f g H", "a B c d"]
+    step = ExactDuplicates(keep=keep)
+    assert len(list(step([document(text, number) for number, text in enumerate(texts)]))) == 3
+    assert step.details["clusters"] == {"2": 1, "3": 1}

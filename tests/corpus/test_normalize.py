@@ -89,3 +89,30 @@ def test_a_missing_library_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(UserError, match=r"needs the package ftfy; install it with `pip install 'athanor\[text\]'`"):
         Normalize(mojibake=True).apply(document("x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("March 7, 2019", "2019-03-07"),
+        ("Mar. 7th 2019", "2019-03-07"),
+        ("on 7 March 2019.", "on 2019-03-07."),
+        ("the 21st of May, 1999", "the 1999-05-21"),
+        ("2019/3/7 10:00", "2019-03-07 10:00"),
+        ("2019年3月7日", "2019-03-07"),
+        ("２０１９年３月７号", "2019-03-07"),
+        ("二〇一九年三月七日", "2019-03-07"),
+        ("一九九九年十二月三十一日", "1999-12-31"),
+        ("7/3/2019", "7/3/2019"),
+        ("2019/13/7", "2019/13/7"),
+        ("February 30, 2019", "February 30, 2019"),
+        ("12019/3/7", "12019/3/7"),
+        ("2019/3/7/index", "2019/3/7/index"),
+        ("1,234,567.5 and 12,34 and 1,2345 and 3,000", "1234567.5 and 12,34 and 1,2345 and 3000"),
+        ("f(1,200) v1.2,300", "f(1200) v1.2,300"),
+    ],
+)
+def test_dates_and_numbers(text, expected):
+    step = Normalize(half_width=True, dates=True, numbers=True)
+    assert step.apply(document(text)).text == expected
+    assert Normalize().apply(document("March 7, 2019")).text == "March 7, 2019"

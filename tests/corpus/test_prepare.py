@@ -72,9 +72,10 @@ def test_every_loss_is_accounted_for(tmp_path, job):
     for d in documents:
         size[d.language] += len(d.text.encode())
     assert account["languages"] == {
-        "en": {"documents": 2, "bytes": size["en"]},
-        "zh": {"documents": 2, "bytes": size["zh"]},
+        "en": {"documents": 2, "bytes": size["en"], "characters": {"128": 1, "256": 1}},
+        "zh": {"documents": 2, "bytes": size["zh"], "characters": {"64": 2}},
     }
+    assert account["sources"]["english"]["kept"] == {"documents": 2, "bytes": size["en"]}
 
 
 def test_metrics(tmp_path):

@@ -207,3 +207,9 @@ def test_the_same_decisions_as_datatrove(shared):
         assert 0.3 < sum(accepted) / len(texts) < 0.99, "both decisions occur"
         same = sum(kept == (reason(ours, text) is None) for kept, text in zip(accepted, texts))
         assert same >= 0.99 * len(texts), ours.name
+
+
+def test_a_line_of_javascript_with_a_bracket_costs_the_line_alone():
+    """The order of the questions is datatrove's: such a line goes before its bracket is seen."""
+    good = "\n".join(f"This is line number {n}, which says something." for n in range(5))
+    assert C4().apply(document(good + "\nUse JavaScript { here }.")).text == good

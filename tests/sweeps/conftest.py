@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from search_bench import look_for
 from sweep_bench import ablate
 
 
@@ -48,3 +49,19 @@ def bench(project, monkeypatch: pytest.MonkeyPatch):
         """,
     )
     return ablate(project)
+
+
+@pytest.fixture
+def valley(bench):
+    """`valley/tiny`, whose loss is known, and `search/valley` over two of its keys: four trials."""
+    bench.experiment(
+        "valley/tiny",
+        """
+        # A valley.
+        defaults: [/prepare, _self_]
+        allowed_targets: [search_jobs]
+        seed: 1
+        job: {_target_: search_jobs.Valley, seed: "${seed}", x: 0.5, kind: flat, layers: 1}
+        """,
+    )
+    return look_for(bench)

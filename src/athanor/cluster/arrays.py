@@ -2,6 +2,8 @@
 
 Members that are finished or in the queue are left out, so the same command sends only what is missing. An element of
 the array is `athanor sweep ablation=NAME member=K`, in the code and by the numbers of its submission.
+
+A search is such an array of workers: each is `athanor sweep search=NAME worker=K` and takes trials until none is left.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from athanor.cluster import jobs
 from athanor.cluster.submission import Submission, check, compose, devices_of, settings_of
 from athanor.errors import UserError
 from athanor.runs import store
-from athanor.sweeps import ablation
+from athanor.sweeps import ablation, search
 from athanor.sweeps.ablation import Ablation, Member
+from athanor.sweeps.search import Search
+from athanor.sweeps.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,95 @@ def prepare(name: str, overrides: Sequence[str], *, at_once: int | None = None, 
         dependency="afterany", gpus=False, record=record(f"{title}: report"),
     )  # fmt: skip
     return Array(composed, found, waiting | {number: number for number in others}, finished, queued, sent)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """A search, ready to be sent; `jobs` is empty where nothing is to be done."""
+
+    search: Search
+    jobs: dict[str, Submission]  # inputs, workers, report
+    waiting: dict[str, str]
+    unfinished: int  # trials
+    queued: list[str]  # workers that are in the queue already
+    workers: int
+
+
+def prepare_search(name: str, overrides: Sequence[str], *, workers: int = 4, retries: int = 1) -> Workers:
+    """The jobs that a search still wants, its journal made.
+
+    Args:
+        overrides: of every trial.
+        workers: elements of the array.
+        retries: how often a trial that fails or dies begins again.
+
+    Raises:
+        UserError: an end of the space cannot run, or the cluster is not one of SLURM or gives a worker several tasks.
+    """
+    for option, number, least in (("workers", workers, 1), ("retries", retries, 0)):
+        if number < least:
+            raise UserError(f"--{option} {number} must be at least {least}")
+    composed = search.load(name, overrides)
+    composed.validate(_check_worker)
+    trials = Trials(composed, create=True)
+    queue = jobs.live(composed.root)
+    title = f"search/{composed.name}"
+    if queued := [job.id for job in queue if job.ablation == title and job.member]:
+        return Workers(composed, {}, {}, trials.unfinished(), queued, 0)
+    trials.renew()
+    if not (unfinished := trials.unfinished()):
+        if reason := trials.over_budget():
+            raise UserError(f"search {composed.name}: {reason}; raise budget.hours in its file")
+        return Workers(composed, {}, {}, 0, [], 0)
+
+    first = composed.first
+    inputs = store.unfinished_inputs(first)
+    shared = [entry.directory for entry in inputs]
+    for entry in inputs:
+        check(entry, upstream=shared)
+    member = next(composed.members(0, {key: part.ends()[0] for key, part in composed.space.items()}))
+    check(member.experiment, [*shared, *(entry.directory for entry in store.unfinished_inputs(member.experiment))])
+    workers = min(workers, unfinished)
+    words = (f"search={composed.name}", *([] if retries == 1 else ["--retries", str(retries)]), *overrides)
+
+    def job(script: str, words: Sequence[str], **keywords: Any) -> Submission:
+        one = compose(first, words, script, settings_of(first), overrides, title=title, **keywords)
+        one.environment["ATHANOR_RETRIES"] = str(retries)
+        return one
+
+    def record(name: str, **entries: Any) -> dict[str, Any]:
+        return {"ablation": title, "name": name, "fingerprint": "", "directory": None, **entries}
+
+    found: dict[str, Submission] = {}
+    making = {directory: job.id for job in queue for directory in job.makes}
+    waiting = {making[directory]: making[directory] for directory in shared if directory in making}
+    reads = tuple(waiting)
+    if missing := [entry for entry in inputs if entry.directory not in making]:
+        found["inputs"] = job(
+            "prepare", ("sweep", "--inputs", *words), after=reads, gpus=any(e.kind != "prepare" for e in missing),
+            record=record(f"{title}: inputs", makes=[str(entry.directory) for entry in missing]),
+        )  # fmt: skip
+        reads = ("inputs",)
+    elements = {
+        str(number): {"title": "worker", "name": first.name, "fingerprint": "", "directory": None}
+        for number in range(1, workers + 1)
+    }
+    found["workers"] = job(
+        "sweep", words, after=reads, gpus=any(e.kind != "prepare" for e in (*inputs, first)),
+        array=jobs.ranges(range(1, workers + 1)), record=record(title, elements=elements),
+    )  # fmt: skip
+    found["report"] = job(
+        "prepare", ("report", f"search={composed.name}", *overrides), after=("workers",), dependency="afterany",
+        gpus=False, record=record(f"{title}: report"),
+    )  # fmt: skip
+    return Workers(composed, found, waiting, unfinished, [], workers)
+
+
+def _check_worker(member: Member) -> None:
+    _check_cluster(member)
+    cluster = member.experiment.config["cluster"]
+    if member.experiment.kind == "train" and cluster["nodes"] * devices_of(cluster) > 1:
+        raise UserError("a search's worker has one device; say cluster.nodes=1 cluster.devices=1")
 
 
 def _element(member: Member) -> dict[str, Any]:

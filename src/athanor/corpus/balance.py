@@ -62,7 +62,8 @@ def epochs(sizes: dict[str, int], shares: dict[str, float], cap: float, total: i
 class Balance(Step):
     """Documents wait on disk until all are counted; then each comes as often as its domain wants.
 
-    `counts` has the sizes before and after by domain. A repetition has the identity of its document with #2, #3, ...
+    `counts` has the sizes before and after by domain, `details` also its documents, the share it was to have, the one
+    it has, and how often it is gone through. A repetition has the identity of its document with #2, #3, ...
     and falls in the same split, since its text is the same.
 
     Args:
@@ -109,11 +110,13 @@ class Balance(Step):
         measure = self.measure()
         before: Counter[str] = Counter()
         after: Counter[str] = Counter()
+        documents_of: Counter[str] = Counter()
 
         def counted() -> Iterator[Document]:
             for document in documents:
                 if self.concerns(document):
                     before[self.domain(document)] += measure(document.text)
+                    documents_of[self.domain(document)] += 1
                 yield document
 
         with tempfile.TemporaryDirectory(prefix="athanor-") as folder:
@@ -138,6 +141,23 @@ class Balance(Step):
         for domain in sizes:
             self.counts[f"{unit} of {domain} before"] = before[domain]
             self.counts[f"{unit} of {domain} after"] = after[domain]
+        wanted = targets(sizes, self.weights, self.temperature) if sizes else {}
+        self.details["mixture"] = {
+            "by": self.by,
+            "unit": unit,
+            "domains": {
+                domain: {
+                    "documents": documents_of[domain],
+                    "before": before[domain],
+                    "after": after[domain],
+                    "share_before": before[domain] / before.total(),
+                    "share_wanted": wanted[domain],
+                    "share_after": after[domain] / max(1, after.total()),
+                    "epochs": times[domain],
+                }
+                for domain in sizes
+            },
+        }
 
     def times(self, sizes: dict[str, int]) -> dict[str, float]:
         if missing := set(self.weights or ()) - set(sizes):

@@ -19,6 +19,9 @@ POLICY = (
     "隐私政策", "隱私政策", "隐私权政策", "隱私權政策", "使用条款", "使用條款", "服务条款", "服務條款",
     "版权所有", "版權所有", "使用cookie", "使用 cookie",
 )  # fmt: skip
+POLICY_WORDS = ("policy", "cookies", "terms of use")  # one of which is in each English phrase
+BEGINNING = 1000  # characters
+CHINESE = "a character of a script without spaces"
 # A mark that ends a word and is followed by another, as spaCy's sentencizer sees it.
 BOUNDARY = re.compile(
     r"""(?:(?<![.!?])[.!?]{2,}|(?<=[\w%)\]"'”’])(?<![\s(][A-Z])\.|[!?。！？])["'”’)\]」』]*"""
@@ -27,7 +30,10 @@ BOUNDARY = re.compile(
 ABBREVIATED = re.compile(rf"\b{ABBREVIATION}|\b(?:[A-Za-z]\.){{2,}}")
 
 
-def sentences(line: str) -> int:
+def sentences(line: str, enough: int | None = None) -> int:
+    """Their number; where `enough` are in the beginning of a long line, the number of these."""
+    if enough is not None and len(line) > BEGINNING and (count := sentences(line[:BEGINNING])) >= enough:
+        return count
     return 1 + len(BOUNDARY.findall(ABBREVIATED.sub("x", line)))
 
 
@@ -75,44 +81,68 @@ class C4(Step):
     def apply(self, document: Document) -> Document | str:
         kept: list[str] = []
         count = 0
+        asked = self.asked(document.text)
+        plain = (self.max_word_length or 0) if not asked and self.terminal_punctuation else -1
+        cited = self.citations and "[" in document.text
         for line in document.text.splitlines():
             whole = line.strip()
-            line = CITATION.sub("", whole) if self.citations and "[" in whole else whole
-            reason = self.why_not(line, whole)
+            line = CITATION.sub("", whole) if cited and "[" in whole else whole
+            if len(line) <= plain and not line.endswith(END):  # most lines that go, at once
+                self.counts["lines without terminal punctuation"] += 1
+                continue
+            reason = self.why_not(line, whole, asked)
             if reason.startswith("a line"):
                 return reason
             if reason:
                 self.counts[reason] += 1
                 continue
             if self.min_sentences is not None and count < self.min_sentences:
-                count += sentences(line)
+                count += sentences(line, self.min_sentences - count)
             kept.append(line)
         if self.min_sentences is not None and count < self.min_sentences:
             return f"fewer than {self.min_sentences} sentences"
         text = "\n".join(kept).strip()
         return document._replace(text=text) if text else "no line left"
 
-    def why_not(self, line: str, whole: str) -> str:
+    def asked(self, text: str) -> frozenset[str]:
+        """What some line of a text has, of all that lines are asked for; the other questions can be left out."""
+        lower = text.lower()
+        found = {name for name in ("lorem ipsum", "javascript", "{") if name in lower}
+        if self.policy and any(word in lower for word in POLICY_WORDS):
+            found.update(phrase for phrase in POLICY if phrase in lower)
+        if not text.isascii() and UNSPACED_UNIT.search(text):
+            found.add(CHINESE)
+            found.update(phrase for phrase in POLICY if self.policy and phrase in lower)
+        asks = {"lorem ipsum": self.lorem_ipsum, "javascript": self.javascript, "{": self.curly_brackets}
+        return frozenset(name for name in found if asks.get(name, True))
+
+    def why_not(self, line: str, whole: str, asked: frozenset[str]) -> str:
         """Why a line goes, or beginning with "a line" why its document does; "" if it stays. `whole` has citations."""
-        chinese = UNSPACED_UNIT.search(line) is not None
-        parts = whole.split()
+        chinese = CHINESE in asked and UNSPACED_UNIT.search(line) is not None
         longest = self.max_word_length
-        if longest is not None and len(whole) > longest and not chinese and any(len(part) > longest for part in parts):
+        if (
+            longest is not None
+            and len(whole) > longest
+            and not chinese
+            and any(len(part) > longest for part in whole.split())
+        ):
             return "lines with a long word"
         if self.terminal_punctuation and (not line.endswith(UNSPACED_END if chinese else END) or line.endswith("...")):
             return "lines without terminal punctuation"
-        if self.min_words is not None and len(parts) < self.min_words:
+        if self.min_words is not None and len(whole.split(None, self.min_words)) < self.min_words:
             if not chinese:
                 return "lines of few words"
             if self.min_characters is not None and len(UNSPACED_UNIT.findall(line)) < self.min_characters:
                 return "lines of few words"
+        if not asked or asked == {CHINESE}:
+            return ""
         lower = line.lower()
-        if self.lorem_ipsum and "lorem ipsum" in lower:
+        if "lorem ipsum" in asked and "lorem ipsum" in lower:
             return "a line of lorem ipsum"
-        if self.javascript and "javascript" in lower:
+        if "javascript" in asked and "javascript" in lower:
             return "lines that speak of javascript"
-        if self.curly_brackets and "{" in line:
+        if "{" in asked and "{" in line:
             return "a line with a curly bracket"
-        if self.policy and any(phrase in lower for phrase in POLICY):
+        if any(phrase in lower for phrase in POLICY if phrase in asked):
             return "lines that speak of policies"
         return ""

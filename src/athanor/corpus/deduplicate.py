@@ -9,6 +9,7 @@ number of differing bits.
 
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
@@ -52,6 +53,7 @@ class Duplicates(Step):
         self.keep = keep
         self.against = against or []
         self.earlier: int | None = None  # how many of those remembered are of an earlier corpus
+        self.doubles: Counter[int] = Counter()  # of each that was kept
 
     def known_by(self, document: Document) -> Any:
         raise NotImplementedError
@@ -76,13 +78,17 @@ class Duplicates(Step):
         earlier = self.read_earlier()
         key = self.known_by(document)
         if found := self.alike(key):
-            return "in an earlier corpus" if min(found) < earlier else self.reason
+            if min(found) < earlier:
+                return "in an earlier corpus"
+            self.doubles[min(found)] += 1
+            return self.reason
         self.remember(key)
         return document
 
     def __call__(self, documents: Iterable[Document]) -> Iterator[Document]:
         if self.keep == "first":
             yield from super().__call__(documents)
+            self.tell(1 + number for number in self.doubles.values())
             return
         families = Families(self.read_earlier())
         with tempfile.TemporaryDirectory(prefix="athanor-") as folder:
@@ -99,6 +105,11 @@ class Duplicates(Step):
                     yield document
                 number += 1
         self.counts["families of two and more"] = families.plural()
+        self.tell(families.sizes())
+
+    def tell(self, sizes: Iterable[int]) -> None:
+        """How many clusters have so many documents, for the data card."""
+        self.details["clusters"] = {str(size): number for size, number in sorted(Counter(sizes).items())}
 
     def gathered(self, documents: Iterable[Document], families: "Families") -> Iterator[Document]:
         for document in documents:
@@ -159,6 +170,11 @@ class Families:
         if self.best[number] < 0:
             return "in an earlier corpus"
         return "" if self.best[self.root(number)] == number else "family"
+
+    def sizes(self) -> list[int]:
+        """Of the families of two and more."""
+        members = Counter(self.root(n) for n in range(self.earlier, len(self.parents)) if self.best[n] >= 0)
+        return [size for size in members.values() if size > 1]
 
     def plural(self) -> int:
         return len({self.root(n) for n in range(self.earlier, len(self.parents)) if self.parents[n] != n})

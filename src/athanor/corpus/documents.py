@@ -30,6 +30,11 @@ class Document(NamedTuple):
     language: str = UNDETERMINED
     meta: dict[str, Any] = {}  # noqa: RUF012 - never changed in place
 
+    @property
+    def size(self) -> int:
+        """Bytes of the text in UTF-8."""
+        return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "replace"))
+
 
 def write_documents(path: str | Path, documents: Iterable[Document]) -> int:
     """Write them, whole or not at all, and return their number. Equal documents give equal bytes."""

@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,13 +73,45 @@ def naming(path: str | Path) -> Iterator[None]:
         raise
 
 
+URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+LONGEST = 1 << 28  # bytes of a line that are held in memory
+
+
+def remote(path: str | Path) -> bool:
+    """Whether it is an address of fsspec, such as s3://bucket/key, rather than a path."""
+    return URL.match(str(path)) is not None
+
+
+def open_remote(url: str) -> BinaryIO:
+    """Read in blocks as it is needed. Which schemes there are is up to the packages installed (s3fs, gcsfs, ...)."""
+    import fsspec
+
+    try:
+        return fsspec.open(url, "rb").open()
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{url} cannot be read ({error}); install the package that fsspec names for it.") from None
+
+
+def size_of(path: str | Path) -> int:
+    """Bytes of a file, 0 where it cannot be told."""
+    if not remote(path):
+        return Path(path).stat().st_size if Path(path).is_file() else 0
+    import fsspec
+
+    try:
+        filesystem, place = fsspec.core.url_to_fs(str(path))
+        return int(filesystem.size(place) or 0)
+    except (OSError, ImportError, ValueError):
+        return 0
+
+
 class Input:
     """A file opened for reading, decompressed if its name ends in .gz or .zst. `position` counts compressed bytes."""
 
     def __init__(self, path: str | Path):
         self.path = path
         with naming(path):
-            self.raw: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by __exit__
+            self.raw: BinaryIO = open_remote(str(path)) if remote(path) else open(path, "rb")  # noqa: SIM115
         self.stream: BinaryIO | gzip.GzipFile = self.raw
         if str(path).endswith(".gz"):
             self.stream = gzip.GzipFile(fileobj=self.raw)
@@ -100,6 +133,21 @@ class Input:
             for number, line in enumerate(self.stream, 1):
                 yield number, offset, line
                 offset += len(line)
+
+    def lines_below(self, longest: int) -> Iterator[tuple[int, int, bytes | None]]:
+        """The same, but None for a line of more bytes than `longest`, which is read past and never held."""
+        offset = number = 0
+        with naming(self.path):
+            while line := self.stream.readline(longest + 1):
+                number += 1
+                size = len(line)
+                if size <= longest:
+                    yield number, offset, line
+                else:
+                    while not line.endswith(b"\n") and (line := self.stream.readline(1 << 20)):
+                        size += len(line)
+                    yield number, offset, None
+                offset += size
 
     def __enter__(self) -> "Input":
         return self

@@ -15,7 +15,6 @@ from athanor.corpus.steps import Step
 from athanor.corpus.words import Words, words
 
 PARAGRAPH = re.compile(r"\n{2,}")
-LINE = re.compile(r"\n+")
 BULLETS = ("•", "-")
 UNSPACED_BULLETS = ("•", "-", "·", "●", "◆", "■", "○", "※")
 ELLIPSES = ("...", "…")
@@ -81,11 +80,13 @@ class GopherQuality(Step):
                 return "too many hash signs"
             if text.count("...") + text.count("…") > self.max_symbols * found.count:
                 return "too many ellipses"
-        lines = text.splitlines()
+        rows = text.splitlines()
         bullets = UNSPACED_BULLETS if found.unspaced else BULLETS
-        if self.max_bullets is not None and starts(lines, bullets) > self.max_bullets * len(lines):
+        limit = len(rows) * (self.max_bullets if self.max_bullets is not None else 1)
+        if some(text, bullets, limit) and sum(row.lstrip().startswith(bullets) for row in rows) > limit:
             return "mostly bullets"
-        if self.max_ellipses is not None and ends(lines, ELLIPSES) > self.max_ellipses * len(lines):
+        limit = len(rows) * (self.max_ellipses if self.max_ellipses is not None else 1)
+        if some(text, ELLIPSES, limit) and sum(row.rstrip().endswith(ELLIPSES) for row in rows) > limit:
             return "lines that break off"
         if self.min_alphabetic is not None and found.alphabetic < self.min_alphabetic * found.count:
             return "too few words with letters"
@@ -94,12 +95,9 @@ class GopherQuality(Step):
         return document
 
 
-def starts(lines: list[str], marks: tuple[str, ...]) -> int:
-    return sum(line.lstrip().startswith(marks) for line in lines)
-
-
-def ends(lines: list[str], marks: tuple[str, ...]) -> int:
-    return sum(line.rstrip().endswith(marks) for line in lines)
+def some(text: str, marks: tuple[str, ...], limit: float) -> bool:
+    """Whether a text has more of the marks than `limit`: otherwise no count of its lines can be above that either."""
+    return sum(map(text.count, marks)) > limit
 
 
 class GopherRepetition(Step):
@@ -139,8 +137,8 @@ class GopherRepetition(Step):
         if not text:
             return "empty"
         for what, parts, count, characters in (
-            ("paragraphs", PARAGRAPH.split(text.strip()), self.max_paragraphs, self.max_paragraph_characters),
-            ("lines", LINE.split(text), self.max_lines, self.max_line_characters),
+            ("paragraphs", paragraphs(text.strip()), self.max_paragraphs, self.max_paragraph_characters),
+            ("lines", lines(text), self.max_lines, self.max_line_characters),
         ):
             distinct = set(parts)
             if len(distinct) == len(parts):
@@ -160,6 +158,15 @@ class GopherRepetition(Step):
         return document
 
 
+def paragraphs(text: str) -> list[str]:
+    return PARAGRAPH.split(text) if "\n\n\n" in text else text.split("\n\n")
+
+
+def lines(text: str) -> list[str]:
+    """Parted by one line break or several; empty ones only at the ends."""
+    return [*[""] * text.startswith("\n"), *filter(None, text.split("\n")), *[""] * text.endswith("\n")]
+
+
 class Runs:
     """Repetition among the runs of n words of a text, in characters: exact where it matters, bounded where it does not.
 
@@ -169,7 +176,7 @@ class Runs:
 
     def __init__(self, found: Words):
         self.lengths = found.lengths
-        self.longest = int(self.lengths.max(initial=0))
+        self.ends = np.concatenate([[0], np.cumsum(self.lengths)])
         self.words = mixed(found.numbers.astype(np.uint64) + GAMMA)
         self.most: int | None = None  # occurrences of the most frequent pair of words
         self.covered: dict[int, int] = {}
@@ -185,14 +192,17 @@ class Runs:
         if len(self.words) < n:
             return 0
         if self.most is None:
-            counted = np.sort(self.hashes(2))
-            edges = np.flatnonzero(counted[1:] != counted[:-1]) + 1
-            self.most = int(np.diff(np.concatenate([[0], edges, [len(counted)]])).max())
-        if n >= 2 and self.most * (n * (self.longest + 1) - 1) <= limit:
+            self.most = int(occurrences(np.sort(self.hashes(2)))[1].max())
+        longest = self.longest(n) + n - 1
+        if n >= 2 and self.most * longest <= limit:
             return 0
-        _, first, counts = np.unique(self.hashes(n), return_index=True, return_counts=True)
-        start = int(first[counts == counts.max()].min())
-        return int(self.lengths[start : start + n].sum() + n - 1) * int(counts.max())
+        keys = self.hashes(n)
+        distinct, counts = occurrences(np.sort(keys))
+        most = int(counts.max())
+        if most * longest <= limit:
+            return 0
+        start = 0 if most == 1 else int(among(keys, distinct[counts == most]).argmax())
+        return int(self.lengths[start : start + n].sum() + n - 1) * most
 
     def repeated(self, n: int, limit: float) -> int:
         """Characters in runs that occurred before, none counted twice: a run found is stepped over whole."""
@@ -200,7 +210,7 @@ class Runs:
             if shorter <= n and characters <= limit:
                 return 0
         if n not in self.covered:
-            self.covered[n] = self.cover(n)
+            self.covered[n] = self.cover(n, limit)
             if self.covered[n] <= limit:
                 return 0
         keys, lengths = self.hashes(n).tolist(), self.lengths.tolist()
@@ -214,14 +224,35 @@ class Runs:
                 position += 1
         return characters
 
-    def cover(self, n: int) -> int:
-        """Characters of the words that lie in a run which occurred before: no less than `repeated` of n and more."""
+    def longest(self, n: int) -> int:
+        """Characters of the words of the longest run."""
+        return int((self.ends[n:] - self.ends[:-n]).max())
+
+    def cover(self, n: int, limit: float) -> int:
+        """No less than the characters of the words that lie in a run which occurred before, and so no less than
+        `repeated` of n and more; exactly these if more than `limit`."""
         keys = self.hashes(n)
-        order = np.argsort(keys, kind="stable")
-        again = order[1:][keys[order[1:]] == keys[order[:-1]]]
-        if not len(again):
+        ordered = np.sort(keys)  # much faster than to sort positions, and few runs recur
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+        if not len(repeated):
             return 0
+        if (bound := len(repeated) * self.longest(n)) <= limit:
+            return bound
+        places = np.flatnonzero(among(keys, repeated))
+        order = np.argsort(keys[places], kind="stable")
+        again = places[order[1:]][keys[places[order[1:]]] == keys[places[order[:-1]]]]
         steps = np.zeros(len(self.words) + 1, np.int64)
         np.add.at(steps, again, 1)
         np.add.at(steps, again + n, -1)
         return int(self.lengths[np.cumsum(steps)[:-1] > 0].sum())
+
+
+def among(keys: np.ndarray, few: np.ndarray) -> np.ndarray:
+    """Which of the keys are among a few in order; np.isin would sort all of them again."""
+    return few[np.searchsorted(few, keys).clip(max=len(few) - 1)] == keys
+
+
+def occurrences(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct numbers of an array in order that is not empty, and how often each occurs."""
+    edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    return ordered[edges], np.diff(np.append(edges, len(ordered)))

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 class PrepareDocuments:
     """Writes documents.jsonl.zst and cleaning.json.
 
-        {"sources": {name: {"documents", "bytes", "licence", "skipped": {reason: n}}},
+        {"sources": {name: {"documents", "bytes", "licence", "skipped": {reason: n}, "faults": {kind: its first},
+        "kept": {"documents", "bytes"}}},
          "steps": [{"name", "only", "in", "out", "dropped": {reason: n}, "samples": {reason: [text]},
-                    "counts": {what: n}}],
-         "languages": {code: {"documents", "bytes"}}}
+                    "counts": {what: n}, "details": {what: JSON}}],
+         "languages": {code: {"documents", "bytes", "characters": {l: documents of l to 2 l - 1 characters}}}}
 
-    Bytes are of UTF-8 text; those of `sources` are before cleaning, those of `languages` after.
+    Bytes are of UTF-8 text; those of `sources` are before cleaning, those of `kept` and of `languages` after.
 
     Args:
         sources: read in this order.
@@ -45,7 +46,9 @@ class PrepareDocuments:
     def run(self, run: "RunContext") -> dict[str, float]:
         run.progress.stage("cleaning")
         incoming = {source.name: Counter(documents=0, bytes=0) for source in self.sources}
+        kept = {source.name: Counter(documents=0, bytes=0) for source in self.sources}
         languages: dict[str, Counter[str]] = {}
+        lengths: dict[str, Counter[int]] = {}
         passed = [0] * (len(self.steps) + 1)  # documents that came to each step, and to the end
 
         def read() -> Iterator[Document]:
@@ -53,7 +56,7 @@ class PrepareDocuments:
             done = 0
             for source in self.sources:
                 for document in source:
-                    incoming[source.name].update(documents=1, bytes=size(document))
+                    incoming[source.name].update(documents=1, bytes=document.size)
                     run.progress.update(done + source.bytes_read, total, documents=passed[0], kept=passed[-1])
                     yield document
                 done += source.bytes_total
@@ -71,7 +74,10 @@ class PrepareDocuments:
                         f"source {document.source} has web pages that are still markup; "
                         "add the step athanor.corpus.extract.ExtractHtml."
                     )
-                languages.setdefault(document.language, Counter()).update(documents=1, bytes=size(document))
+                languages.setdefault(document.language, Counter()).update(documents=1, bytes=document.size)
+                lengths.setdefault(document.language, Counter())[1 << max(0, len(document.text).bit_length() - 1)] += 1
+                if document.source in kept:
+                    kept[document.source].update(documents=1, bytes=document.size)
                 yield document
             if not passed[-1]:
                 raise UserError(self.why_empty(passed[0]))
@@ -87,6 +93,8 @@ class PrepareDocuments:
                     **incoming[source.name],
                     "licence": source.licence,
                     "skipped": dict(source.skipped.most_common()),
+                    **({"faults": source.faults} if source.faults else {}),
+                    "kept": dict(kept[source.name]),
                 }
                 for source in self.sources
             },
@@ -99,10 +107,14 @@ class PrepareDocuments:
                     "dropped": dict(step.dropped.most_common()),
                     "samples": step.samples,
                     "counts": dict(step.counts.most_common()),
+                    "details": step.details,
                 }
                 for position, step in enumerate(self.steps)
             ],
-            "languages": {code: dict(languages[code]) for code in sorted(languages)},
+            "languages": {
+                code: {**languages[code], "characters": {str(low): n for low, n in sorted(lengths[code].items())}}
+                for code in sorted(languages)
+            },
         }
         with run.temporary("cleaning.json") as path:
             path.write_text(json.dumps(account, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -127,7 +139,3 @@ class PrepareDocuments:
             f"no document is left of {documents}: step {step.name!r} dropped the most, {step.dropped.total()}, "
             f"of which {count} for {reason!r}; loosen it."
         )
-
-
-def size(document: Document) -> int:
-    return len(document.text.encode("utf-8", "replace"))

@@ -9,6 +9,7 @@ and `shards.json` says the rest.
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from athanor.corpus.documents import Document, documents_of
-from athanor.corpus.tokenizer import Tokenizer
+from athanor.corpus.tokenizer import Tokenizer, encode_in_processes
 from athanor.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation")
 INFO = np.dtype([("bytes", "<i4"), ("language", "u1")])
 BATCH = 256  # documents encoded at a time
+WORTH_PROCESSES = 16_000_000  # bytes of text from which on each core encodes in a process of its own
 
 
 class WriteShards:
@@ -80,9 +82,16 @@ class WriteShards:
         with ExitStack() as stack:
             files = {split: stack.enter_context(run.temporary(f"{split}.bin")) for split in SPLITS}
             streams = {split: stack.enter_context(open(files[split], "wb")) for split in SPLITS}
-            documents = self.read()
-            while batch := list(islice(documents, BATCH)):
-                encoded = tokenizer.encode_batch([document.text for document in batch], threads=cores())
+            pending: deque[list[Document]] = deque()
+
+            def batches() -> Iterator[list[str]]:
+                documents = self.read()
+                while batch := list(islice(documents, BATCH)):
+                    pending.append(batch)
+                    yield [document.text for document in batch]
+
+            for encoded in encode_in_processes(tokenizer, batches(), cores() if total >= WORTH_PROCESSES else 1):
+                batch = pending.popleft()
                 for document, ids in zip(batch, encoded):
                     tokens = np.array([tokenizer.bos_id, *ids, tokenizer.eos_id])
                     if tokens.max() > np.iinfo(dtype).max or tokens.min() < 0:

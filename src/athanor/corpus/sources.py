@@ -16,7 +16,7 @@ from typing import Any, Literal
 from athanor.corpus.docstrings import Docstring, docstrings
 from athanor.corpus.documents import FILENAME, UNDETERMINED, Document, documents_of
 from athanor.corpus.extract import decode_html
-from athanor.corpus.files import Input, decode, naming
+from athanor.corpus.files import LONGEST, Input, decode, naming, size_of
 from athanor.errors import UserError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -30,7 +30,12 @@ class Source:
     language: of all its documents; None leaves it to the step DetectLanguage.
     licence: stated in the report.
     max_bytes: stop before the document that would exceed it (UTF-8 bytes of text).
+    broken: "stop" at what cannot be read, or "skip" it: the record where records can be told apart, or else the rest of
+        the file. What was skipped is counted, and the first of each kind is said in full in `cleaning.json`.
     skipped: what could not be read as a document, by reason.
+
+    Files may be addresses of fsspec (s3://, gs://, hdfs://, https://), read in blocks. Given under `inputs` they would
+    be hashed; given here, only their addresses are part of the experiment.
     """
 
     def __init__(
@@ -40,13 +45,19 @@ class Source:
         language: str | None = None,
         licence: str | None = None,
         max_bytes: int | None = None,
+        broken: Literal["stop", "skip"] = "stop",
     ):
+        if broken not in ("stop", "skip"):
+            raise UserError(f"source {name}: broken {broken!r} must be stop or skip.")
+        self.broken = broken
         self.files = [files] if isinstance(files, str) else list(files)
         self.name = name
         self.language = language or UNDETERMINED
         self.licence = licence
         self.max_bytes = max_bytes
         self.skipped: Counter[str] = Counter()
+        self.faults: dict[str, str] = {}  # the first of each kind
+        self.size: int | None = None
         self.done = 0  # bytes of the files that were read to their end, compressed
         self.current: Input | None = None
         if not self.files:
@@ -58,25 +69,47 @@ class Source:
 
     @property
     def bytes_total(self) -> int:
-        return sum(Path(path).stat().st_size for path in self.files if Path(path).is_file())
+        if self.size is None:
+            self.size = sum(map(size_of, self.files))
+        return self.size
 
     def documents(self) -> Iterator[Document]:
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Document]:
         size = 0
-        for document in self.documents():
-            size += len(document.text.encode("utf-8", "replace"))
-            if self.max_bytes is not None and size > self.max_bytes:
-                return
+        for document in self.documents() if self.broken == "stop" else self.whole_documents():
+            if self.max_bytes is not None:
+                size += document.size
+                if size > self.max_bytes:
+                    return
             yield document
+
+    def whole_documents(self) -> Iterator[Document]:
+        """Those of every file up to where it is broken."""
+        files = self.files
+        for path in files:
+            self.files = [path]
+            try:
+                yield from self.documents()
+            except UserError as error:
+                self.current = None
+                self.fault("rest of a file", error)
+        self.files = files
+
+    def fault(self, what: str, error: UserError) -> None:
+        """Something cannot be read: stops, or counts it."""
+        if self.broken == "stop":
+            raise error
+        self.skipped[what] += 1
+        self.faults.setdefault(what, str(error))
 
     def inputs(self) -> Iterator[Input]:
         """The files, opened one after another."""
         for path in self.files:
             with Input(path) as self.current:
                 yield self.current
-            self.done, self.current = self.done + Path(path).stat().st_size, None
+            self.done, self.current = self.done + size_of(path), None
 
     def document(self, identity: str, text: str, **meta: Any) -> Document:
         return Document(f"{self.name}/{identity}", text, self.name, self.language, meta)
@@ -93,8 +126,9 @@ class Text(Source):
         licence: str | None = None,
         max_bytes: int | None = None,
         separator: str | None = None,
+        broken: Literal["stop", "skip"] = "stop",
     ):
-        super().__init__(files, name, language, licence, max_bytes)
+        super().__init__(files, name, language, licence, max_bytes, broken)
         self.separator = separator
 
     def documents(self) -> Iterator[Document]:
@@ -134,8 +168,9 @@ class Records(Source):
         group_by: list[str] | None = None,
         separator: str = "\n",
         meta_keys: list[str] | None = None,
+        broken: Literal["stop", "skip"] = "stop",
     ):
-        super().__init__(files, name, language, licence, max_bytes)
+        super().__init__(files, name, language, licence, max_bytes, broken)
         self.text_keys = [text_key] if isinstance(text_key, str) else list(text_key)
         self.html_key = html_key
         self.id_key = id_key
@@ -154,13 +189,17 @@ class Records(Source):
             group: tuple[str, list[str], dict] | None = None
             for number, record in self.records(file):
                 where = f"{file.path}, {self.row} {number}"
-                text, format_meta = self.content(record, where)
-                meta = {key: field(record, key, where) for key in self.meta_keys} | format_meta
-                if not self.group_by:
+                try:
+                    text, format_meta = self.content(record, where)
+                    meta = {key: field(record, key, where) for key in self.meta_keys} | format_meta
                     identity = field(record, self.id_key, where) if self.id_key else f"{Path(file.path).name}:{number}"
+                    label = "/".join(str(field(record, key, where)) for key in self.group_by)
+                except UserError as error:
+                    self.fault(f"{self.row} without what it should have", error)
+                    continue
+                if not self.group_by:
                     yield self.document(str(identity), text, **meta)
                     continue
-                label = "/".join(str(field(record, key, where)) for key in self.group_by)
                 if group and group[0] == label:
                     group[1].append(text)
                     continue
@@ -179,16 +218,25 @@ class Records(Source):
             for key, text in zip(self.text_keys, texts):
                 if not isinstance(text, str):
                     raise UserError(f"{where}: field {key!r} is {type(text).__name__}, not text; set another text_key.")
-            return SURROGATE.sub("\ufffd", "\n\n".join(texts)), {}
+            return mended("\n\n".join(texts)), {}
         encoded = record.get(f"{self.html_key}_b64")
         if encoded is None:
-            return SURROGATE.sub("\ufffd", field(record, self.html_key, where)), {"format": "html"}
+            return mended(field(record, self.html_key, where)), {"format": "html"}
         try:
             data = base64.b64decode(encoded, validate=True)
         except (binascii.Error, TypeError, ValueError):
             raise UserError(f"{where}: field '{self.html_key}_b64' is not base64; mend the record.") from None
         text, charset = decode_html(data)
         return text, {"format": "html", "charset": charset}
+
+
+def mended(text: str) -> str:
+    """Without the half pairs that JSON can spell; to encode is the fastest way to see that there are none."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return SURROGATE.sub("\ufffd", text)
 
 
 def field(record: dict, key: str, where: str) -> Any:
@@ -206,18 +254,31 @@ class JsonLines(Records):
     row = "line"
 
     def records(self, file: Input) -> Iterator[tuple[int, dict]]:
-        for number, offset, line in file.lines():
-            if not line.strip():
-                continue
+        for number, offset, line in file.lines_below(LONGEST):
             try:
-                record = json.loads(decode(line, file.path, offset))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file.path}, line {number}: not JSON ({error}); mend or remove the line.") from None
-            if not isinstance(record, dict):
-                raise UserError(
-                    f"{file.path}, line {number}: a JSON {type(record).__name__}, not an object; mend the line."
-                )
-            yield number, record
+                record = self.record(file, number, offset, line)
+            except UserError as error:
+                self.fault("line that is no record", error)
+                continue
+            if record is not None:
+                yield number, record
+
+    def record(self, file: Input, number: int, offset: int, line: bytes | None) -> dict | None:
+        if line is None:
+            raise UserError(
+                f"{file.path}, line {number}: longer than {LONGEST >> 20} MiB; part it, or set broken: skip."
+            )
+        if not line.strip():
+            return None
+        try:
+            record = json.loads(decode(line, file.path, offset))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{file.path}, line {number}: not JSON ({error}); mend or remove the line.") from None
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{file.path}, line {number}: a JSON {type(record).__name__}, not an object; mend the line."
+            )
+        return record
 
 
 class Parquet(Records):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from athanor.corpus.documents import Document
 
@@ -15,6 +16,7 @@ class Step:
     dropped: documents dropped, by reason.
     samples: the beginnings of the first few of them, by reason.
     counts: other things worth reporting, by name.
+    details: what is more than a count, as JSON; for the data card.
     only: the sources that the step applies to; the documents of others pass untouched. None is all.
     """
 
@@ -25,6 +27,7 @@ class Step:
         self.dropped: Counter[str] = Counter()
         self.samples: dict[str, list[str]] = {}
         self.counts: Counter[str] = Counter()
+        self.details: dict[str, Any] = {}
 
     def apply(self, document: Document) -> Document | str:
         """The document to pass on, or the reason for dropping it."""

@@ -7,14 +7,18 @@ encodes to their ids; templates put them in by id.
 import io
 import json
 import re
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from hashlib import blake2b
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import sentencepiece
 
 from athanor.corpus.documents import Document, documents_of
+from athanor.corpus.units import units
 from athanor.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +38,8 @@ class Tokenizer:
     """A trained tokenizer.
 
     special: ids of the chat roles.
+    bytes: ids of single bytes, newline and tab aside.
+    model: the file it is read from.
 
     Args:
         path: a `tokenizer.model`, or the directory of a run that has one (its hash is then verified).
@@ -62,6 +68,8 @@ class Tokenizer:
         self.bos_id: int = self.processor.bos_id()
         self.eos_id: int = self.processor.eos_id()
         self.unk_id: int = self.processor.unk_id()
+        self.model = model
+        self.bytes = {self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256) if byte not in b"\n\t"}
         self.meta_space = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in META_SPACE.encode()]
 
     def encode(self, text: str) -> list[int]:
@@ -109,11 +117,44 @@ class Tokenizer:
         return self.processor.id_to_piece(int(index))
 
 
+def encode_in_processes(tokenizer: Tokenizer, batches: Iterable[list[str]], workers: int) -> Iterator[list[list[int]]]:
+    """The ids of each batch, in order, whatever the number of processes; few batches are in flight at a time."""
+    if workers < 2:
+        yield from map(tokenizer.encode_batch, batches)
+        return
+    waiting: deque[Future] = deque()
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _load, (str(tokenizer.model),))
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(_encode, batch))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_tokenizer: Tokenizer | None = None  # of a process of the pool
+
+
+def _load(model: str) -> None:
+    global _tokenizer
+    _tokenizer = Tokenizer(model)
+
+
+def _encode(batch: list[str]) -> list[list[int]]:
+    assert _tokenizer is not None
+    return _tokenizer.encode_batch(batch)
+
+
 class TrainTokenizer:
     """Trains on prepared documents; writes tokenizer.model and tokenizer.json.
 
-        {"model_type", "vocabulary_size", "bytes_per_token": {language: UTF-8 bytes a token},
-         "round_trip": share of texts restored exactly, "trained_on": {language: bytes}}
+        {"model_type", "vocabulary_size", "bytes_per_token", "fertility", "as_bytes", "round_trip", "documents",
+         "trained_on": {language: bytes}}
+
+    as `measure` says them.
 
     Training is single-threaded, so that equal documents give equal bytes.
 
@@ -172,33 +213,25 @@ class TrainTokenizer:
             path.write_bytes(model)
         tokenizer = Tokenizer(run.directory / FILENAME)
 
-        tokens: dict[str, int] = dict.fromkeys(sorted(sizes), 0)
-        measured = dict(tokens)
-        exact = count = done = 0
         run.progress.stage("measuring")
-        for document in self.read():
-            length = len(document.text.encode())
-            done += length
-            run.progress.update(done, total)
-            if fraction(document.text) < MEASURED / max(1, sizes[document.language]):
-                ids = tokenizer.encode(document.text)
-                tokens[document.language] += len(ids)
-                measured[document.language] += length
-                exact += tokenizer.decode(ids) == document.text
-                count += 1
-        compression = {
-            language: round(measured[language] / tokens[language], 4) for language in tokens if tokens[language]
-        }
+
+        def measured() -> Iterator[Document]:
+            done = 0
+            for document in self.read():
+                done += len(document.text.encode())
+                run.progress.update(done, total)
+                if fraction(document.text) < MEASURED / max(1, sizes[document.language]):
+                    yield document
+
         account = {
             "model_type": self.model_type,
             "vocabulary_size": tokenizer.vocabulary_size,
-            "bytes_per_token": compression,
-            "round_trip": exact / max(count, 1),
+            **measure(tokenizer, measured()),
             "trained_on": dict(sorted(trained.items())),
         }
         with run.temporary("tokenizer.json") as path:
             path.write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
-        return {f"bytes_per_token/{language}": value for language, value in compression.items()}
+        return {f"bytes_per_token/{language}": value for language, value in account["bytes_per_token"].items()}
 
     def read(self) -> Iterator[Document]:
         for run in self.documents:
@@ -262,6 +295,35 @@ class TrainTokenizer:
 
     def too_large(self, largest: int) -> str:
         return f"vocabulary_size {self.vocabulary_size} is too large for these documents; the largest is {largest}."
+
+
+def measure(tokenizer: Tokenizer, documents: Iterable[Document]) -> dict[str, Any]:
+    """What a tokenizer makes of texts, by language but for the last two.
+
+    bytes_per_token: UTF-8 bytes.
+    fertility: tokens a unit, which is a word, or a character of a script without spaces.
+    as_bytes: share of the text's bytes that are tokens of their own since no piece has the character; newlines and tabs
+        aside, which never have one.
+    round_trip: share of the texts that decode to what they were. documents: how many were measured.
+    """
+    sizes, tokens, parts, alone = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    exact = count = 0
+    for document in documents:
+        language, ids = document.language, tokenizer.encode(document.text)
+        sizes[language] += len(document.text.encode())
+        tokens[language] += len(ids)
+        parts[language] += len(units(document.text))
+        alone[language] += sum(index in tokenizer.bytes for index in ids)
+        exact += tokenizer.decode(ids) == document.text
+        count += 1
+    spoken = sorted(language for language in sizes if tokens[language])
+    return {
+        "bytes_per_token": {language: round(sizes[language] / tokens[language], 4) for language in spoken},
+        "fertility": {language: round(tokens[language] / max(1, parts[language]), 4) for language in spoken},
+        "as_bytes": {language: round(alone[language] / sizes[language], 6) for language in spoken},
+        "round_trip": exact / max(count, 1),
+        "documents": count,
+    }
 
 
 def fraction(text: str) -> float:

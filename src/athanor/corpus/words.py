@@ -6,6 +6,7 @@ only once: words recur.
 """
 
 import re
+import sys
 from array import array
 from functools import lru_cache
 
@@ -21,11 +22,13 @@ ABBREVIATION = (  # whose full stop ends no sentence
     r"(?:Mr|Mrs|Ms|Dr|Jr|Sr|St|Co|Corp|Inc|Ltd|Gen|Gov|Prof|Rep|Rev|Sen|Mt|Messrs|Bros|vs|Adm|Jan|"
     r"Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec|Calif|Colo|Conn|Fla|Mass|Mich|Minn|Miss|Okla|Ore|Pa|Tenn|Va|Wash|Wis)\."
 )
+ABBREVIATIONS = frozenset(f"{name}." for name in ABBREVIATION[3:-3].split("|"))
 ABBREVIATED = re.compile(rf"{ABBREVIATION}|(?:[A-Za-z]\.)+|[\w.]+@[\w.-]+|\):|and/or|\.+")
 SHORT_FORM = re.compile(
     r"([A-Za-z]+?)(n['’]t)|(I|[Yy]ou|[Hh]e|[Ss]he|[Ii]t|[Ww]e|[Tt]hey|[Tt]h(?:at|ere)|[Ww]h(?:o|at|en|ere|y)|[Hh]ow)"
     r"(['’](?:re|ve|ll|d|m))|([Cc]an)(not)"
 )
+SHORT_END = frozenset("temld")
 ADDRESS = re.compile(r"(?:\w+://|www\.)\S*[\w/]|(?:[\w-]+\.)+(?:com|org|net|edu|gov|io|uk|de|cn)(?:/\S*[\w/])?")
 QUOTES = "'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈〉⟦⟧"
 POINTS = "…,:;!?¿؟¡()\\[\\]{}<>_#*&。？！，、；：～·।،۔؛٪"
@@ -52,13 +55,22 @@ def divide(text: str) -> list[str]:
 
 
 def divided(part: str) -> list[str]:
-    """Of a part without spaces: marks off its two ends, one after another, then what divides it within."""
-    head, tail = [], []
-    while part and not ABBREVIATED.fullmatch(part) and not SHORT_FORM.fullmatch(part) and not ADDRESS.fullmatch(part):
-        if found := PREFIX.match(part):
+    """Of a part without spaces: marks off its two ends, one after another, then what divides it within.
+
+    Whether a pattern can match at all is seen by a character or two; most parts are a word and perhaps a mark.
+    """
+    head: list[str] = []
+    tail: list[str] = []
+    while part and not part.isalpha() and not whole(part):
+        last = part[-1]
+        if not part[0].isalnum() and (found := PREFIX.match(part)):
             head.append(found[0])
             part = part[found.end() :]
-        elif found := SUFFIX.search(part[-6:]):
+        elif (
+            not last.isdecimal()
+            and (not last.isalpha() or not part[-4:].isalpha())
+            and (found := SUFFIX.search(part[-6:]))
+        ):
             tail.append(found[0])
             part = part[: len(part) - len(found[0])]
         else:
@@ -68,11 +80,23 @@ def divided(part: str) -> list[str]:
                 position = found.end()
             part = part[position:]
             break
-    if found := SHORT_FORM.fullmatch(part):
+    if not part:
+        pass
+    elif (part.endswith(("not", "t", "re", "ve", "ll", "d", "m"))) and (found := SHORT_FORM.fullmatch(part)):
         head += filter(None, found.groups())
-    elif part:
+    else:
         head.append(part)
-    return head + tail[::-1]
+    return head + tail[::-1] if tail else head
+
+
+def whole(part: str) -> bool:
+    """Whether a part with more than letters is one word, or a short form of two."""
+    if part[-1] == "." or "@" in part or part in ("):", "and/or"):
+        if ABBREVIATED.fullmatch(part):
+            return True
+    elif part[-1] in SHORT_END and SHORT_FORM.fullmatch(part):
+        return True
+    return ("." in part or "://" in part) and ADDRESS.fullmatch(part) is not None
 
 
 ENGLISH_STOP = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -80,6 +104,7 @@ STOP = {
     word: place
     for place, word in enumerate([*ENGLISH_STOP, *"的一是了在不和有这這也就为為之以于於而其与與我他你那"], 1)
 }
+ENGLISH_STOP_END, LAST_STOP = len(ENGLISH_STOP) + 1, len(STOP)
 ALPHABETIC = re.compile(r"[^\W\d_]")
 FIRST_UNSPACED = "\u0e00"
 MOST = 1 << 19  # words, and parts between spaces, to remember
@@ -89,13 +114,13 @@ LONG = 40  # characters of a part that will hardly recur
 class Vocabulary(dict):
     """Words -> their numbers, from 0 as they come, and what is known of each word.
 
-    facts: int64 [5, words and some room]: characters; 1 for marks; 1 for words with a letter; 1 for characters of
-    scripts without spaces; 1 + the position in STOP, or 0.
+    facts: int32 [6, words and some room]: characters; the same, but 0 for marks; 1 for marks; 1 for words with a
+    letter; 1 for characters of scripts without spaces; 1 + the position in STOP, or 0.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.facts = np.zeros((5, 1 << 12), np.int64)
+        self.facts = np.zeros((6, 1 << 12), np.int32)
         self.new: list[str] = []
 
     def __missing__(self, word: str) -> int:
@@ -103,29 +128,49 @@ class Vocabulary(dict):
         self[word] = number = len(self)
         return number
 
+    @staticmethod
+    def facts_of(word: str) -> tuple[int, ...]:
+        if word.isascii() and word.isalpha():
+            return len(word), len(word), 0, 1, 0, STOP.get(word, 0)
+        marks = not word[0].isalnum() and MARKS.issuperset(word)
+        letters = ALPHABETIC.search(word) is not None
+        unspaced = word[0] >= FIRST_UNSPACED and UNSPACED_UNIT.match(word) is not None
+        return len(word), 0 if marks else len(word), marks, letters, unspaced, STOP.get(word, 0)
+
     def settle(self) -> np.ndarray:
         """The facts, the newest words' too."""
         if self.new:
-            rows = [
-                [len(word), MARKS.issuperset(word), ALPHABETIC.search(word) is not None, word[0] >= FIRST_UNSPACED
-                 and UNSPACED_UNIT.match(word) is not None, STOP.get(word, 0)] for word in self.new
-            ]  # fmt: skip
+            rows = list(map(self.facts_of, self.new))
             while len(self) > self.facts.shape[1]:
                 self.facts = np.concatenate([self.facts, np.zeros_like(self.facts)], axis=1)
-            self.facts[:, len(self) - len(rows) : len(self)] = np.array(rows, np.int64).T
+            self.facts[:, len(self) - len(rows) : len(self)] = np.array(rows, np.int32).T
             self.new = []
         return self.facts
 
 
 class Parts(dict):
-    """What stands between two spaces -> the numbers of its words, as the bytes of an int32 array."""
+    """What stands between two spaces -> the numbers of its words, as the bytes of an int32 array.
+
+    Most are a word, or a word and a mark, and need no dividing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.vocabulary = Vocabulary()
 
     def __missing__(self, part: str) -> bytes:
-        numbers = array("i", map(self.vocabulary.__getitem__, divide(part))).tobytes()
+        vocabulary, word = self.vocabulary, part[:-1]
+        if not part.isascii() or part.startswith(("cannot", "Cannot")):
+            numbers = array("i", map(vocabulary.__getitem__, divide(part))).tobytes()
+        elif part.isalpha():
+            numbers = vocabulary[part].to_bytes(4, sys.byteorder)
+        elif word.isalpha() and (
+            part[-1] in ",;:!?)"
+            or (part[-1] == "." and len(word) > 1 and word[-1].islower() and part not in ABBREVIATIONS)
+        ):
+            numbers = vocabulary[word].to_bytes(4, sys.byteorder) + vocabulary[part[-1]].to_bytes(4, sys.byteorder)
+        else:
+            numbers = array("i", map(vocabulary.__getitem__, divide(part))).tobytes()
         if len(part) < LONG:
             self[part] = numbers
         return numbers
@@ -145,14 +190,14 @@ class Words:
 
     def __init__(self, text: str, parts: Parts):
         self.numbers = np.frombuffer(b"".join(map(parts.__getitem__, text.split())), np.int32)
-        facts = parts.vocabulary.settle()[:, self.numbers]
+        facts = parts.vocabulary.settle().take(self.numbers, axis=1)
         self.lengths = facts[0]
         self.count = len(self.numbers)
-        letters, self.marks, self.alphabetic, unspaced = facts[:4].sum(1).tolist()
-        self.characters = letters - int(self.lengths[facts[1] > 0].sum())
+        _, self.characters, self.marks, self.alphabetic, unspaced, _ = facts.sum(1).tolist()
         self.unspaced = 2 * unspaced > self.count - self.marks
-        stop = set(np.flatnonzero(np.bincount(facts[4], minlength=1)).tolist()) - {0}
-        self.stop = sum((place > len(ENGLISH_STOP)) == self.unspaced for place in stop)
+        stop = np.bincount(facts[5], minlength=LAST_STOP + 1) > 0
+        first, last = (ENGLISH_STOP_END, LAST_STOP + 1) if self.unspaced else (1, ENGLISH_STOP_END)
+        self.stop = int(np.count_nonzero(stop[first:last]))
 
 
 remembered = Parts()

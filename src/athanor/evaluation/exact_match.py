@@ -47,7 +47,7 @@ class ExactMatch:
             taken[cell] = taken.get(cell, 0) + 1
             if taken[cell] <= self.samples:
                 samples.append(
-                    item
+                    {key: value for key, value in item.items() if key != "texts"}
                     | {
                         "prompt": _shown(asked),
                         "response": text,

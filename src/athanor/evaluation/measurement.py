@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from athanor.corpus.contamination import passages
 from athanor.evaluation.statistics import bootstrap, interval
 
 KEYS = ("language", "family", "level")
@@ -16,7 +17,8 @@ class Measurement:
     """One metric, one value an item.
 
     Args:
-        items: for each item at least "id"; sliced by "language", "family", "level", and language with each other.
+        items: for each item at least "id"; sliced by "language", "family", "level", and language with each other. By
+            its "texts" an item is looked for in the training text.
         values: one number an item, or with weights a numerator.
         weights: denominators: the metric is then sum(values) / sum(weights).
         unit: "fraction", "nats/token", "bits/byte", ...
@@ -79,9 +81,11 @@ def slices(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def described(records: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """id and slicing keys of records read from files; the id is the record's own, else where it stands."""
+    """id, slicing keys and texts of records read from files; the id is the record's own, else where it stands."""
     return [
-        {"id": str(record.get("id", where))} | {key: record[key] for key in KEYS if key in record}
+        {"id": str(record.get("id", where))}
+        | {key: record[key] for key in KEYS if key in record}
+        | {"texts": list(passages({key: value for key, value in record.items() if key not in ("id", *KEYS)}))}
         for where, record in records
     ]
 

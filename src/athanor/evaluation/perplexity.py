@@ -67,7 +67,11 @@ class Perplexity:
                 counts[owners[i]] += count
         kept = [place for place, count in enumerate(counts) if count]
         items = [
-            {"id": f"validation/{chosen[p]}", "language": shards.languages[shards.info["language"][chosen[p]]]}
+            {
+                "id": f"validation/{chosen[p]}",
+                "language": shards.languages[shards.info["language"][chosen[p]]],
+                "texts": [subject.tokenizer.decode(shards.tokens[slice(*shards.offsets[chosen[p] : chosen[p] + 2])])],
+            }
             for p in kept
         ]
         octets = [float(shards.info["bytes"][chosen[p]]) for p in kept]

@@ -12,6 +12,7 @@ ROLE_NAMES = {
     "tasks": "Tasks",
     "questions": "Questions",
     "tokenizer": "Tokenizer",
+    "vocabularies": "Vocabulary sweep",
     "shards": "Token shards",
     "pretraining": "Pretraining",
     "sft": "SFT",
@@ -84,7 +85,7 @@ def cleaning_of(run: RunView) -> dict[str, Any] | None:
     """What cleaning.json of a run says, in lists ready to be shown; None where it has none.
 
     Returns:
-        {"sources": [(name, documents, bytes)], "languages": [(language, documents)], "start", "end",
+        {"sources": [(name, documents, bytes)], "languages": [(language, documents)], "start", "end", "most",
          "steps": [{"name", "in", "out", "dropped": [(reason, documents, examples)], "counts": [(what, documents)]}]}
     """
     found = run.read("cleaning.json")
@@ -111,7 +112,8 @@ def cleaning_of(run: RunView) -> dict[str, Any] | None:
     ]
     start = steps[0]["in"] if steps else sum(documents or 0 for _, documents, _ in sources)
     end = steps[-1]["out"] if steps else start
-    return {"sources": sources, "languages": languages, "steps": steps, "start": start, "end": end}
+    most = max([start, *(step["out"] for step in steps)], default=start)  # a mixture may repeat documents
+    return {"sources": sources, "languages": languages, "steps": steps, "start": start, "end": end, "most": most}
 
 
 def lineage_nodes(gathered: Gathered) -> list[graph.Node]:

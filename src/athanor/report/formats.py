@@ -68,10 +68,20 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
+def power(value: int) -> str:
+    """A power of two: 512, 1k, 64k, 2M."""
+    for scale, letter in ((1 << 20, "M"), (1 << 10, "k")):
+        if value >= scale:
+            return f"{value // scale}{letter}"
+    return str(value)
+
+
 def size(octets: float | None) -> str:
     if octets is None or not _known(octets):
         return MISSING
-    return f"{octets:,.0f} B" if octets < 1000 else count(max(octets, 10_000)) + "B"
+    if octets < 1000:
+        return f"{octets:,.0f} B"
+    return f"{octets / 1000:.1f} kB" if octets < 10_000 else count(octets) + "B"
 
 
 def duration(seconds: float | None) -> str:

@@ -10,7 +10,7 @@ from athanor import __version__
 from athanor.report import formats
 
 FILTERS = ("number", "p_value", "measure", "signed", "whole", "count", "size", "duration", "date", "series", "shorten",
-           "tidy")  # fmt: skip
+           "tidy", "power")  # fmt: skip
 LANGUAGE_TAGS = {"zh": "zh-Hans"}
 
 

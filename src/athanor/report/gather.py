@@ -24,6 +24,8 @@ ROLES = {
     "GenerateTasks": "tasks",
     "StandardLibraryQuestions": "questions",
     "TrainTokenizer": "tokenizer",
+    "ExtendTokenizer": "tokenizer",
+    "SweepVocabularies": "vocabularies",
     "WriteShards": "shards",
     "Pretraining": "pretraining",
     "SFT": "sft",
@@ -33,7 +35,7 @@ ROLES = {
     "Evaluation": "evaluation",
 }
 LABELS = {"pretraining": "Pretrained", "sft": "SFT", "reward": "Reward model", "dpo": "DPO", "ppo": "PPO"}
-DATA_ROLES = ("documents", "tasks", "questions", "tokenizer", "shards")
+DATA_ROLES = ("documents", "tasks", "questions", "tokenizer", "vocabularies", "shards")
 
 Series = tuple[list[int], list[float]]
 

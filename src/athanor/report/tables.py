@@ -47,6 +47,7 @@ class Cell(NamedTuple):
     difference: Interval | None = None
     verdict: str = ""  # in words; empty without a baseline
     tone: str = ""  # "good", "bad" or ""
+    contamination: dict | None = None  # {"share", "judged", "clean": {"value", ...} or None}
 
 
 class Column(NamedTuple):
@@ -122,8 +123,9 @@ def compare(run: RunView, baseline: RunView | None, record: dict) -> Cell:
     """The cell of one record, with its difference to the baseline in numbers and words."""
     name, unit = record["name"], record.get("unit")
     cell = Cell(
-        record["value"], record.get("low", float("nan")), record.get("high", float("nan")), record.get("n", 0), unit
-    )
+        record["value"], record.get("low", float("nan")), record.get("high", float("nan")), record.get("n", 0), unit,
+        contamination=record.get("contamination"),
+    )  # fmt: skip
     if baseline is None or run is baseline:
         return cell
     found = difference(run, baseline, name, record.get("slice") or {})

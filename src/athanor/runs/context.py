@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,17 @@ def rank() -> int:
 class RunContext:
     """One attempt at a run. On ranks other than 0 nothing is written."""
 
-    def __init__(self, directory: Path, experiment: Experiment, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        experiment: Experiment,
+        progress: Progress | None = None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
         self.directory = directory
         self.experiment = experiment
         self.progress = progress or Progress(quiet=True)
+        self.callbacks = callbacks  # of Lightning, that watch a training and leave what it computes alone
         self.rank = rank()
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -20,7 +20,8 @@ def trace(run: Run, *, fresh: bool = False) -> dict[str, Any]:
 
     Returns:
         {"name", "fingerprint", "kind", "status", "seconds", "directory", "commit", "command", "metrics", "problems",
-        "inputs": [...]}, where an input is such a tree with its "input" name, or
+        "inputs": [...]}, where an input is such a tree with its "input" name and how many documents were "erased" from
+        it since it was read, or
         {"input", "kind": "files", "fingerprint", "source", "files", "bytes", "problems"}.
     """
     return _trace(run, fresh, {})
@@ -54,10 +55,21 @@ def _trace(run: Run, fresh: bool, seen: dict[Path, dict[str, Any]]) -> dict[str,
             tree["inputs"].append({"input": name, **found, "seconds": 0.0, "problems": [str(error)], "inputs": []})
             continue
         child = dict(_trace(above, fresh, seen))
-        if entry.get("outputs") not in (None, above.outputs_digest):
+        child["erased"] = erased_since(above, entry.get("outputs"))
+        if child["erased"]:
+            told = f"had {child['erased']} documents erased on request after {run.id} read it"
+            child["problems"] = [*child["problems"], told]
+        elif entry.get("outputs") not in (None, above.outputs_digest):
             child["problems"] = [*child["problems"], f"was remade with other outputs after {run.id} read it"]
         tree["inputs"].append({"input": name, **child})
     return tree
+
+
+def erased_since(run: Run, outputs: str | None) -> int:
+    """How many documents were erased from a run since its outputs had that digest."""
+    records = run.manifest.get("erased", [])
+    first = next((place for place, entry in enumerate(records) if entry["before"] == outputs), len(records))
+    return sum(entry["documents"] for entry in records[first:])
 
 
 def locate(entry: dict[str, Any], reader: Run) -> Run:

@@ -46,9 +46,10 @@ def packages() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores that may be used, bytes of memory, GPUs, interpreter, operating system."""
+    """Processor, $OMP_NUM_THREADS, cores that may be used, bytes of memory, GPUs, interpreter, operating system."""
     return {
         "cpu": _cpu(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": _gpus(),

@@ -49,14 +49,15 @@ def reproduce(run: Run, *, anyway: bool = False, progress: Progress | None = Non
     """
     if run.status != "finished":
         raise UserError(f"{run.id} is {run.status}; finish it first with `{run.command}`")
+    store.require_nothing_erased(run)
     changed = [text for text in lineage.problems(lineage.trace(run)) if not text.startswith(f"{run.id}: ")]
     result: dict[str, Any] = {"run": run.id, "verdict": "inputs changed", "text": "", "outputs": []}
     result |= {"changed_inputs": changed, "environment": _environment(run.manifest), "seconds": 0.0}
     if not changed or anyway:
-        again = _again(run)
-        shutil.rmtree(again.directory, ignore_errors=True)
+        rerun = again(run, run.root / ".reproduce" / run.name / run.fingerprint)
+        shutil.rmtree(rerun.directory, ignore_errors=True)
         started = time.monotonic()
-        made = store.execute(again, progress=progress, title=f"reproduce {run.name}")
+        made = store.execute(rerun, progress=progress, title=f"reproduce {run.name}")
         result["seconds"] = round(time.monotonic() - started, 3)
         compared = list(compare(run, made))
         worst = max((VERDICTS.index(comparison.verdict) for comparison in compared), default=0)
@@ -64,9 +65,9 @@ def reproduce(run: Run, *, anyway: bool = False, progress: Progress | None = Non
         if not changed:
             result["verdict"] = VERDICTS[worst]
         if worst == 0:
-            shutil.rmtree(again.directory, ignore_errors=True)
+            shutil.rmtree(rerun.directory, ignore_errors=True)
         else:
-            result["rerun"] = str(again.directory)
+            result["rerun"] = str(rerun.directory)
     result["text"] = describe(result)
     result["when"] = time.time()
     write_json(run.directory / "reproduce.json", result)
@@ -113,8 +114,8 @@ def compare(old: Run, new: Run) -> Iterator[Comparison]:
             yield Comparison(name, *_values(path, new.directory / name))
 
 
-def _again(run: Run) -> Any:
-    """The experiment as its manifest has it, with its inputs where they are now, to be run in a folder of its own."""
+def again(run: Run, directory: Path) -> Any:
+    """The experiment as its manifest has it, with its inputs where they are now, to be run in a directory."""
     from athanor.config import Experiment, Input
 
     config = json.loads(json.dumps(run.manifest["config"]))
@@ -139,7 +140,7 @@ def _again(run: Run) -> Any:
         science=run.manifest["science"],
         inputs=inputs,
         fingerprint=run.fingerprint,
-        directory=run.root / ".reproduce" / run.name / run.fingerprint,
+        directory=directory,
         overrides=tuple(run.manifest["overrides"]),
         variables=frozenset(config),
     )
@@ -241,6 +242,6 @@ def _environment(manifest: dict[str, Any]) -> list[str]:
         if old != new:
             found.append(f"{name} {old or 'absent'} -> {new or 'absent'}")
     for key, new in facts.hardware().items():
-        if (old := manifest["hardware"].get(key)) != new:
+        if key in manifest["hardware"] and (old := manifest["hardware"][key]) != new:
             found.append(f"{key} {old} -> {new}")
     return found

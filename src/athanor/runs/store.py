@@ -13,7 +13,7 @@ import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ __all__ = ["Run", "RunFailedError", "execute", "is_finished", "list_runs", "open
 FORMAT = 1
 LOG = "log.txt"
 RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, slurm.CLAIM}
-RECORDS |= {"reproduce.json", "diagnosis.json"}  # what is said of the outputs
+RECORDS |= {"reproduce.json", "diagnosis.json", "card.html", "card.md"}  # what is said of the outputs
 FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # kept, but no outputs
 
 
@@ -46,13 +46,19 @@ class RunFailedError(Exception):
 
 
 def execute(
-    experiment: Experiment, *, force: bool = False, progress: Progress | None = None, title: str | None = None
+    experiment: Experiment,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    title: str | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Run:
     """The finished run of an experiment, made or resumed if need be.
 
     Args:
         force: make it anew even if it is finished or half done.
         title: the name of its task on `progress`.
+        callbacks: of Lightning, that watch a training.
 
     Raises:
         UserError: the config is wrong, an input is not finished, another process is at it, a finished run is damaged,
@@ -64,12 +70,14 @@ def execute(
     if rank() > 0:  # rank 0 does the bookkeeping, and alone what is not training
         if experiment.kind == "train" and (force or not is_finished(experiment)):
             with _muted():
-                _job(experiment, RunContext(experiment.directory, experiment))
+                _job(experiment, RunContext(experiment.directory, experiment, callbacks=callbacks))
         return Run(experiment.directory)
     if is_finished(experiment) and not force:
         progress.start(title or experiment.name)
         progress.finish("skipped")
         return _intact(experiment)
+    if (experiment.directory / MANIFEST).is_file():
+        require_nothing_erased(Run(experiment.directory))
     experiment.validate()
     if missing := unfinished_inputs(experiment):
         lines = [f"{made.name} ({made.fingerprint}): {made.command}" for made in missing]
@@ -89,7 +97,7 @@ def execute(
         progress.start(title or experiment.name)
         try:
             with signals.noting(experiment.kind == "train"):
-                run = _attempt(experiment, progress, force)
+                run = _attempt(experiment, progress, force, callbacks)
         except BaseException as error:
             progress.finish("interrupted" if _signal(error) else "failed")
             raise
@@ -97,6 +105,15 @@ def execute(
             slurm.release(experiment.directory)
         progress.finish()
         return run
+
+
+def require_nothing_erased(run: Run) -> None:
+    """Raise UserError where documents were erased from the run itself, which making it again would bring back."""
+    if count := sum(entry["documents"] for entry in run.manifest.get("erased", []) if entry["in_place"]):
+        raise UserError(
+            f"{count} documents were erased from {run.id} on request, and making it again would bring them back; name "
+            "the list as an input and add the step athanor.corpus.privacy.Removed, or remove the run's folder"
+        )
 
 
 def is_finished(experiment: Experiment) -> bool:
@@ -135,7 +152,7 @@ def _intact(experiment: Experiment) -> Run:
     return run
 
 
-def _attempt(experiment: Experiment, progress: Progress, force: bool) -> Run:
+def _attempt(experiment: Experiment, progress: Progress, force: bool, callbacks: Sequence[Any]) -> Run:
     directory = experiment.directory
     before = Run(directory).manifest if (directory / MANIFEST).is_file() and not force else None
     attempts = list(before["attempts"]) if before else []
@@ -195,7 +212,7 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool) -> Run:
     write_json(directory / MANIFEST, manifest)
     try:
         with _logged(directory / LOG):
-            context = RunContext(directory, experiment, progress)
+            context = RunContext(directory, experiment, progress, callbacks)
             metrics = _job(experiment, context)
             manifest["metrics"] = {name: float(value) for name, value in (metrics or {}).items()}
             write_table(directory)

@@ -124,12 +124,12 @@ def _start(
     words += ["--retries", str(retries), *ablation.given, "display.progress=plain"]
     file = (log / f"{member.number}.txt").open("ab")
     process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=_environment(slot, workers)
+        words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment_of(slot, workers)
     )
     return Worker(member, process, slot, file, board.begin(member))
 
 
-def _environment(slot: int, workers: int) -> dict[str, str]:
+def environment_of(slot: int, workers: int) -> dict[str, str]:
     """Of a worker: its share of the cores, and a GPU of its own where there are several."""
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))

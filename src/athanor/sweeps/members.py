@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from athanor import signals
 from athanor.config import Experiment
@@ -25,7 +26,7 @@ from athanor.sweeps.ablation import Ablation, Member
 TRIED = "ATHANOR_TRIED"  # how often this member's process has failed already
 
 
-def make(experiment: Experiment, progress: Progress, *, poll: float = 1.0) -> Run:
+def make(experiment: Experiment, progress: Progress, *, poll: float = 1.0, callbacks: Sequence[Any] = ()) -> Run:
     """The finished run of an experiment: made here, or waited for while another process makes it.
 
     Raises:
@@ -33,7 +34,7 @@ def make(experiment: Experiment, progress: Progress, *, poll: float = 1.0) -> Ru
     """
     while True:
         try:
-            return store.execute(experiment, progress=progress)
+            return store.execute(experiment, progress=progress, callbacks=callbacks)
         except LockedError:
             if number := signals.noted():
                 raise SystemExit(signals.exit_code(number)) from None
@@ -49,8 +50,11 @@ def make_inputs(ablation: Ablation, progress: Progress) -> list[Run]:
     return [make(experiment, progress) for experiment in wanting]
 
 
-def make_member(member: Member, progress: Progress) -> Run | None:
+def make_member(member: Member, progress: Progress, callbacks: Sequence[Any] = ()) -> Run | None:
     """Make a member's runs and what they read; None on the ranks that have no part in the last of them.
+
+    Args:
+        callbacks: of Lightning, that watch its training.
 
     Raises:
         UserError: several processes were started for it while its inputs are not finished.
@@ -66,9 +70,9 @@ def make_member(member: Member, progress: Progress) -> Run | None:
     for experiment in wanting:
         make(experiment, progress)
     if rank() > 0:
-        store.execute(member.experiment)
+        store.execute(member.experiment, callbacks=callbacks)
         return None
-    make(member.experiment, progress)
+    make(member.experiment, progress, callbacks=callbacks)
     return make(member.target, progress)
 
 

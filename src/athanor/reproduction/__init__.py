@@ -1,0 +1,1 @@
+"""Results that others can check: measured, written beside the experiment, made again from that file alone."""
