@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 # bfloat16 where the processor computes in it (twice as fast), else float32
 PRECISION := $(shell grep -qsE 'bf16' /proc/cpuinfo || echo precision=32-true)
 
-.PHONY: setup demo test test-fast lint clean
+.PHONY: setup demo test test-fast test-strategies equivalence lint clean
 
 setup: $(VENV)/.installed
 
@@ -26,10 +26,16 @@ WORKERS ?= 2
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 test: setup
-	$(PYTEST)
+	$(PYTEST) -m "not strategies"
 
 test-fast: setup
 	$(PYTEST) -m "not slow"
+
+test-strategies: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m strategies
+
+equivalence: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/equivalence.py
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 
+from athanor import strategies
 from athanor.algorithms.base import Algorithm
 from athanor.corpus.tokenizer import Tokenizer, TrainTokenizer
 from athanor.data.base import BatchPlan, Data, Samples
@@ -103,6 +104,8 @@ def fit(
     clip: float | None = 1.0,
     log_every: int = 1,
     world: int = 1,
+    strategy: Any = None,
+    precision: str = "32-true",
     stop: int | None = None,
     save: Path | None = None,
     resume: Path | None = None,
@@ -112,22 +115,25 @@ def fit(
     """Trains with the trainer's own settings (`athanor.train.make_trainer`), without a run's files.
 
     Args:
-        world: processes of DistributedDataParallel; the script is started anew for each by Lightning.
+        world: processes; unless they are there already, the script is started anew for each by Lightning.
+        strategy: Lightning's; default DistributedDataParallel where there are several processes.
         stop: stop after this step and save a checkpoint to `save`.
         resume: a checkpoint to go on from.
     """
     metrics = Metrics()
     trainer = Trainer(
-        accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=steps, max_epochs=-1,
-        gradient_clip_val=clip, logger=metrics, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", devices=world, strategy=strategy or ("ddp" if world > 1 else "auto"), max_steps=steps,
+        max_epochs=-1, precision=precision, gradient_clip_val=clip, logger=metrics, check_val_every_n_epoch=None,
+        num_sanity_val_steps=0, use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[*callbacks, *([StopAt(stop, save)] if stop and save else [])],
     )  # fmt: skip
-    plan = BatchPlan(seed, steps, batch, trainer.world_size, trainer.global_rank, micro, detours=detours)
+    replicas, replica = strategies.replicas(trainer), strategies.replica(trainer)
+    plan = BatchPlan(seed, steps, batch, replicas, replica, micro, detours=detours)
     trainer.accumulate_grad_batches = plan.accumulation
     trainer.val_check_interval = (validate_every or steps) * plan.accumulation
     data.attach(plan, algorithm.model.context)  # type: ignore[arg-type]
     algorithm.seed, algorithm.log_every = seed, log_every
+    strategies.check(trainer, algorithm)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few batches, and of frozen modules in eval mode
         trainer.fit(algorithm, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)

@@ -70,7 +70,7 @@ def test_an_experiment_resolves_its_inputs_into_run_directories(training):
         "cluster=gpus",
         "strategy=ddp",
         "strategy=fsdp2",
-        "strategy=zero3",
+        "strategy=deepspeed_zero3",
         "logger=wandb",
         "logger.project=other",
         "checkpoint.every_n_steps=7",

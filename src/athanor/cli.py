@@ -36,6 +36,8 @@ VERBS = {
     "verify": "rerun all recorded results and say what has drifted",
     "report": "write the page about a run or a pipeline",
     "erase": "take documents out of all that was made of them",
+    "prove": "train a few steps under several strategies and compare the models",
+    "consolidate": "write the model of an unfinished run, out of its newest checkpoint",
     "export": "write a run's model and tokenizer in the form of Hugging Face",
 }
 
@@ -43,7 +45,7 @@ OVERVIEW = f"""usage: athanor VERB [...]
 
 Raw text to an aligned, evaluated language model, with a lineage for every number.
 
-{chr(10).join(f"  {verb:<10} {text}" for verb, text in VERBS.items())}
+{chr(10).join(f"  {verb:<11} {text}" for verb, text in VERBS.items())}
 
 `athanor VERB --help` says more and lists the experiments of that verb. To begin:
 
@@ -103,6 +105,8 @@ def _dispatch(words: list[str]) -> int:
         "verify": _verify,
         "report": _report,
         "erase": _erase,
+        "prove": _prove,
+        "consolidate": _consolidate,
         "export": _export,
     }
     own = ("member=", "worker=", "trial=")
@@ -716,6 +720,28 @@ def _verify(words: list[str]) -> int:
     return verify.exit_code(rows)
 
 
+def _prove(words: list[str]) -> int:
+    parser = _parser("prove", "experiment=NAME [strategies=A,B] [steps=N] [key=value ...]", experiments=True)
+    parser.listed = "train"
+    chosen, overrides = _named(
+        parser.parse_intermixed_args(words).overrides, "prove", "experiment", "strategies", "steps"
+    )
+    if not chosen.get("steps", "4").isdigit():
+        raise UserError(f"steps={chosen['steps']} must be a number")
+    catalog.find(chosen["experiment"], "train")
+
+    from athanor import config
+    from athanor.runs import prove
+
+    experiment = config.load(chosen["experiment"], overrides)
+    names = chosen.get("strategies", "ddp,fsdp2,deepspeed_zero2,deepspeed_zero3").strip("[]").split(",")
+    with _progress(experiment) as progress:
+        result = prove.prove(experiment, [name.strip() for name in names], int(chosen.get("steps", 4)), progress)
+    print(prove.table(result), end="")
+    print(f"\n{result['table']}")
+    return 0 if prove.holds(result) else 1
+
+
 def _report(words: list[str]) -> int:
     if any(word.startswith("ablation=") for word in words):
         return _ablation_report(words)
@@ -756,6 +782,20 @@ def _ablation_report(words: list[str]) -> int:
             print(f"{level.factor} {level.label}: {level.verdict}")
     for path in page.write(found, found.ablation.directory):
         print(_short(path))
+    return 0
+
+
+def _consolidate(words: list[str]) -> int:
+    parser = _parser("consolidate", "RUN [DIRECTORY]")
+    parser.add_argument("run", help=RUN_HELP)
+    parser.add_argument("directory", nargs="?", help="where to; default a folder beside the checkpoint, with its name")
+    options = parser.parse_args(words)
+
+    from pathlib import Path
+
+    from athanor.consolidate import consolidate
+
+    print(_short(consolidate(options.run, Path(options.directory) if options.directory else None)))
     return 0
 
 

@@ -17,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from athanor import models
+from athanor import models, strategies
 from athanor.acceleration import accelerate
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.averaging import AveragedIterates, ExponentialAverage
@@ -77,7 +77,7 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
         raise UserError(f"Lightning refuses the cluster or the strategy: {' '.join(str(error).split())}") from error
     plan = BatchPlan(
         seed=config["seed"], max_steps=config["max_steps"], global_batch_size=config["global_batch_size"],
-        world_size=trainer.world_size, rank=trainer.global_rank,
+        world_size=strategies.replicas(trainer), rank=strategies.replica(trainer),
         micro_batch_size=cluster["micro_batch_size"], num_workers=cluster["num_workers"], detours=detours,
     )  # fmt: skip
     plan.check()
@@ -93,12 +93,14 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
             f"model only {algorithm.model.vocabulary_size}; set model.vocabulary_size={data.vocabulary_size}."
         )
     algorithm.seed, algorithm.log_every = config["seed"], config["logger"]["every_n_steps"]
+    strategies.check(trainer, algorithm)
     tokens = config["global_batch_size"] * data.typical_length * config["max_steps"]
     flops = tokens * algorithm.model.flops_per_token(data.typical_length)  # type: ignore[operator]
     device = trainer.strategy.root_device.type
     if config["precision"] == "fp8-mixed":
         use_float8(algorithm.model, trainer.strategy.root_device)
-    accelerate(algorithm, cluster, device, flops, Path(config["paths"]["runs"]) / ".cache" / "compiled")
+    cache = Path(config["paths"]["runs"]) / ".cache" / "compiled"
+    accelerate(algorithm, strategies.compiled(trainer, cluster), device, flops, cache)
 
     resumed = newest(run.directory / "checkpoints")
     step = int(resumed.stem.removeprefix("step-")) if resumed else 0
@@ -160,8 +162,8 @@ def make_algorithm(config: dict[str, Any]) -> Algorithm:
 
 def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     config, cluster, keep = experiment.config, experiment.config["cluster"], experiment.config["checkpoint"]
-    strategy = config["strategy"]
     devices, environment = placement(cluster)
+    strategy = strategies.make(config)
     checkpoints = Checkpoints(run.directory / "checkpoints", keep["every_n_steps"], keep["keep"])
     chosen: list[Callback] = [build(node) for node in config.get("callbacks", {}).values()]
     guards = [callback for callback in chosen if isinstance(callback, Guard)]
@@ -170,7 +172,8 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
         accelerator=cluster["accelerator"],
         devices=devices,
         num_nodes=cluster["nodes"],
-        strategy=strategy if isinstance(strategy, str) else build(strategy),
+        strategy=strategy,
+        inference_mode=not isinstance(strategy, strategies.Sharded),  # what they gather outlives a validation
         precision=beyond(config["precision"]),  # type: ignore[arg-type]
         gradient_clip_val=config["gradient_clip"],
         max_steps=config["max_steps"],
@@ -241,9 +244,10 @@ def loggers(experiment: Experiment, run: RunContext) -> list[Logger]:
 def finish(trainer: Trainer, algorithm: Algorithm, data: Data, run: RunContext) -> None:
     """Leaves the model and its tokenizer in the run's directory, and drops the checkpoints, whose work is done."""
     trainer.strategy.barrier()
-    if not trainer.is_global_zero:
-        return
-    models.save(algorithm.model, run.directory)
+    with algorithm.whole(algorithm.model, everywhere=False) as model:
+        if not trainer.is_global_zero:
+            return
+        models.save(model, run.directory)
     shutil.copy(open_run(data.tokenizer_run).path("tokenizer.model"), run.directory / "tokenizer.model")
     shutil.rmtree(run.directory / "checkpoints", ignore_errors=True)
     for logger in algorithm.loggers:

@@ -7,6 +7,7 @@ sum over the global batch divided by the batch's own `normalizer`, whatever the 
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -116,13 +117,16 @@ class Algorithm(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips each part by its global norm and keeps the first one's for the log."""
-        norms = [
-            nn.utils.clip_grad_norm_(
-                [p for name, p in self.trainable() if name.startswith(prefix)], gradient_clip_val or float("inf")
-            )
-            for prefix, _ in self.parts()
-        ]
+        """Clips each part by its global norm, unless the strategy does so itself."""
+        clip = self._of_strategy("clip", nn.utils.clip_grad_norm_)
+        if clip is None:
+            return
+        limit = gradient_clip_val or float("inf")
+        parts = [[p for name, p in self.trainable() if name.startswith(prefix)] for prefix, _ in self.parts()]
+        self.clipped(optimizer, [clip(part, limit) for part in parts])
+
+    def clipped(self, optimizer: Optimizer, norms: list[Tensor]) -> None:
+        """Keeps the first part's norm for the log, and has the step judged."""
         self.grad_norm = norms[0]
         if self.watch is not None:
             whole = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
@@ -143,6 +147,27 @@ class Algorithm(LightningModule):
             getattr(self, name).eval()
         return self
 
+    # --- processes ------------------------------------------------------------------------------------------------
+
+    def _of_strategy(self, name: str, default: Any) -> Any:
+        """What the strategy that the processes share the work by has of its own."""
+        return getattr(getattr(self.trainer, "strategy", None), name, default)
+
+    @property
+    def replicas(self) -> int:
+        """Processes that train on data of their own, or groups of processes that share such data."""
+        return self._of_strategy("replicas", self.trainer.world_size)
+
+    def whole(self, network: nn.Module, everywhere: bool = True) -> AbstractContextManager[nn.Module]:
+        """One of this algorithm's networks (or a copy) that can be used without the other processes; to enter the
+        context, all of them are needed.
+
+        Args:
+            everywhere: on every rank; else only on rank 0, and perhaps on the CPU.
+        """
+        gather = self._of_strategy("whole", None)
+        return nullcontext(network) if gather is None else gather(network, everywhere)
+
     # --- state ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -159,10 +184,11 @@ class Algorithm(LightningModule):
         self.strict_loading = not self.unsaved
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout's randomness is a function of (seed, micro-batch, rank), so nothing about it needs to be
+        """Dropout's randomness is a function of (seed, micro-batch, replica), so nothing about it needs to be
         remembered.
         """
-        torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4_099 + self.global_rank)
+        replica = self._of_strategy("replica", self.global_rank)
+        torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4_099 + replica)
         self.rate = float(self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
 
     # --- losses and metrics ---------------------------------------------------------------------------------------
@@ -174,7 +200,7 @@ class Algorithm(LightningModule):
         """
         if self._step_of_sums != self.trainer.global_step:
             self._sums, self._step_of_sums = {}, self.trainer.global_step
-        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        parts = self.trainer.accumulate_grad_batches * self.replicas
         shares = {name: value.detach() / normalizer for name, value in {"loss": loss_sum, **sums}.items()}
         loss = loss_sum / normalizer * parts
         for name, module in self.named_children():
@@ -198,7 +224,8 @@ class Algorithm(LightningModule):
 
     @property
     def flops_per_token(self) -> float:
-        return self.model.flops_per_token(self.trainer.datamodule.typical_length)  # type: ignore[attr-defined, operator]
+        model = self._of_strategy("plain", {}).get("model", self.model)
+        return model.flops_per_token(self.trainer.datamodule.typical_length)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batch_ended = time.perf_counter()

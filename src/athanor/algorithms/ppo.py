@@ -178,10 +178,11 @@ class PPO(Algorithm):
     def collect(self, batch: PromptBatch) -> tuple[Rollout, dict[str, Tensor]]:
         """Samples a response to each prompt and scores it; the rollout of all ranks together."""
         noise_BN = uniforms([(self.seed, 0x9019, int(place)) for place in batch.samples_B], self.max_new_tokens)
-        responses = sample(
-            self.model, batch.tokens_BP, batch.lengths_B, max_new_tokens=self.max_new_tokens, stop_id=self.stop_id,
-            pad_id=self.pad_id, temperature=self.temperature, uniforms_BN=noise_BN,
-        )  # fmt: skip
+        with self.whole(self.model) as model:
+            responses = sample(
+                model, batch.tokens_BP, batch.lengths_B, max_new_tokens=self.max_new_tokens, stop_id=self.stop_id,
+                pad_id=self.pad_id, temperature=self.temperature, uniforms_BN=noise_BN,
+            )  # fmt: skip
         tokens_RT, labels_RT, lengths_R = joined(batch, responses, self.pad_id)
         self.model.eval()
         logps_RT = response_logps(self.model, tokens_RT, labels_RT, temperature=self.temperature)
@@ -307,10 +308,11 @@ class PPO(Algorithm):
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Greedy answers to held-out prompts: their score, and their distance to the reference in nats a response."""
-        responses = sample(
-            self.model, batch.tokens_BP, batch.lengths_B, max_new_tokens=self.max_new_tokens, stop_id=self.stop_id,
-            pad_id=self.pad_id,
-        )  # fmt: skip
+        with self.whole(self.model) as model:
+            responses = sample(
+                model, batch.tokens_BP, batch.lengths_B, max_new_tokens=self.max_new_tokens, stop_id=self.stop_id,
+                pad_id=self.pad_id,
+            )  # fmt: skip
         tokens_BT, labels_BT, lengths_B = joined(batch, responses, self.pad_id)
         scores_B = self.reward.reward(tokens_BT, lengths_B, batch.lengths_B)  # type: ignore[operator]
         logps_BT = response_logps(self.model, tokens_BT, labels_BT)

@@ -11,6 +11,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from athanor.errors import UserError
+from athanor.runs.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +68,24 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            path.with_suffix(".sha256").write_text(digest(temporary))
+            write_atomic(path.with_suffix(".sha256"), digest(temporary))
             temporary.replace(path)
+            keep_names(self.directory)  # before an older one goes: a power cut must not take both
             found = sorted(self.directory.glob("step-*.ckpt"))
             sound = [other for other in found if other <= path]  # a later one is damaged: it was passed over
             kept = sound[-self.keep :]
             for other in set(found) - set(kept):
                 other.unlink()
                 other.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+def keep_names(directory: Path) -> None:
+    """Has what the files of a folder are called written to its disk."""
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def newest(directory: Path) -> Path | None:

@@ -109,7 +109,7 @@ class Guard(Callback):
         """
         watched = self.on_spike != "ignore"
         if self.trainer.world_size > 1 and (watched or self.scaled):
-            dist.all_reduce(loss := loss.clone())
+            dist.all_reduce(loss := loss.clone(), group=getattr(self.trainer.strategy, "data_group", None))
         found = torch.stack((loss.float(), norm.float()))
         finite = found[:1].isfinite().all() if self.scaled else found.isfinite().all()
         verdict, limits = torch.where(finite, FINE, NOT_FINITE), torch.full_like(found, torch.inf)

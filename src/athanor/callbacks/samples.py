@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from lightning import Callback, Trainer
+from torch import nn
 
 from athanor.algorithms.base import Algorithm
 from athanor.data.base import Data
@@ -19,16 +20,21 @@ class Samples(Callback):
         self.path, self.count, self.max_new_tokens = path, count, max_new_tokens
 
     def on_validation_end(self, trainer: Trainer, algorithm: Algorithm) -> None:  # type: ignore[override]
-        data: Data = trainer.datamodule  # type: ignore[attr-defined]
-        if not (trainer.is_global_zero and self.count and generates(algorithm.model)):
+        if not (self.count and generates(algorithm.model)):
             return
+        with algorithm.whole(algorithm.model) as model:
+            if trainer.is_global_zero:
+                self.write(trainer, algorithm, model)
+
+    def write(self, trainer: Trainer, algorithm: Algorithm, model: nn.Module) -> None:
+        data: Data = trainer.datamodule  # type: ignore[attr-defined]
         room = int(algorithm.model.context) - self.max_new_tokens  # type: ignore[arg-type]
         prompts = [p for p in data.validation.prompts(self.count) if 0 < len(p) <= room]
         if not prompts:
             return
         tokenizer = data.tokenizer
         answers = generate(
-            algorithm.model, prompts, max_new_tokens=self.max_new_tokens, stop_id=tokenizer.special[END],
+            model, prompts, max_new_tokens=self.max_new_tokens, stop_id=tokenizer.special[END],
             pad_id=tokenizer.pad_id,
         )  # fmt: skip
         with self.path.open("a", encoding="utf-8") as file:

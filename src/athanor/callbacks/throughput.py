@@ -41,7 +41,7 @@ class Throughput(Callback):
         self.tokens += algorithm.tokens(batch)
         step, now = trainer.global_step, time.perf_counter()
         if algorithm.logs_at(step):
-            rate = self.tokens * trainer.world_size / max(now - self.since, 1e-9)
+            rate = self.tokens * algorithm.replicas / max(now - self.since, 1e-9)
             waited = self.waited / max(now - self.since, 1e-9)
             metrics = {"train/tokens_per_second": rate, "train/data_wait": waited}
             if self.peak:

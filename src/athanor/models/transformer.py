@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from athanor.errors import require
@@ -362,6 +363,12 @@ class Transformer(nn.Module):
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         sizes = self.sizes
         return KeyValueCache(sizes.layers, rows, sizes.kv_heads, capacity, sizes.channels, like=self.embedding.weight)
+
+    def parallelize(self, mesh: DeviceMesh) -> dict[str, Tensor]:
+        """Splits the layers over devices that work on the same tokens; see `athanor.models.parallel`."""
+        from athanor.models import parallel
+
+        return parallel.parallelize(self, mesh)
 
     # --- experts --------------------------------------------------------------------------------------------------
 

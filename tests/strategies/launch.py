@@ -1,0 +1,97 @@
+"""Starts `matrix.py`, and says how far what they trained lies from what one process trained."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from small import train_tokenizer
+
+TESTS = Path(__file__).resolve().parents[1]
+QUESTIONS = ["2 + 3 = ?", "三加四等于多少？", "Copy: a b c", "What?", "照抄：甲", "Which is larger, 12 or 7?"]
+# (strategy, processes); what is sharded only halves with two
+MATRIX = (
+    ("ddp", 2), ("fsdp", 2), ("fsdp2", 2), ("fsdp2_tp", 2), ("deepspeed_zero1", 2), ("deepspeed_zero2", 2),
+    ("deepspeed_zero3", 2), ("zero3_offload", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("hsdp", 4),
+)  # fmt: skip
+# whose checkpoints are exchanged: whole, in rows, in flattened pieces, in another order, whole with split states
+FORMS = (("single", 1), ("fsdp", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("deepspeed_zero2", 2), ("deepspeed_zero3", 2))
+
+
+class Difference(NamedTuple):
+    """Of a training from the same in one process, relative.
+
+    loss: the largest of |loss - loss'| over the steps by the largest |loss|.
+    gradient: the largest of |norm - norm'| / norm over the steps.
+    weights: at the end, the largest of ||weights - weights'|| / ||weights|| over the tensors.
+    """
+
+    loss: float
+    gradient: float
+    weights: float
+
+
+def bound(strategy: str) -> float:
+    return 1e-4 if "zero" in strategy else 1e-5
+
+
+class Matrix:
+    """The process that trains, with a tokenizer and prompts in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        prompts = folder / "prompts.jsonl"
+        prompts.write_text("".join(json.dumps({"prompt": f"{q} {i}"}) + "\n" for i in range(8) for q in QUESTIONS))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])}
+        words = [str(TESTS / "strategies" / "matrix.py"), train_tokenizer(folder), str(prompts), str(folder)]
+        self.process = subprocess.Popen(
+            [sys.executable, *words], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, strategy: str, world: int, *only: str) -> list[dict[tuple, dict]]:
+        """What each rank wrote."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(strategy, world, *only, file=self.process.stdin, flush=True)
+        answer, _, said = self.process.stdout.readline().strip().partition(" ")
+        assert answer == "done", "\n".join(json.loads(said)) if said else "the process died"
+        output = self.folder / f"{strategy}-{world}"
+        return [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def difference(expected: dict[str, Any], found: dict[str, Any]) -> Difference:
+    losses, others = (torch.tensor([v for _, v in x["metrics"]["train/loss"]]) for x in (expected, found))
+    norms, others_norms = (torch.tensor([v for _, v in x["metrics"]["train/grad_norm"]]) for x in (expected, found))
+    assert losses.shape == others.shape
+    assert expected["weights"].keys() == found["weights"].keys()
+    far = [
+        float((found["weights"][name].double() - weight.double()).norm() / weight.double().norm())
+        for name, weight in expected["weights"].items()
+    ]
+    return Difference(
+        float((losses - others).abs().max() / losses.abs().max()),
+        float(((norms - others_norms).abs() / norms).max()),
+        max(far),
+    )
+
+
+def samples_of_steps(ranks: list[list[list[int]]], accumulation: int, replicas: int) -> list[list[int]]:
+    """The samples of each optimizer step in the order of the global batch, from the micro-batches of each rank."""
+    first = [ranks[replica * len(ranks) // replicas] for replica in range(replicas)]
+    steps = len(first[0]) // accumulation
+    return [
+        [i for own in first for batch in own[step * accumulation : (step + 1) * accumulation] for i in batch]
+        for step in range(steps)
+    ]
