@@ -44,6 +44,7 @@ STOREYS = [
     {"pipeline", "sweeps"},
     {"reproduction"},
     {"cluster"},
+    {"dashboard"},
     {"cli"},
     {"__main__"},
 ]

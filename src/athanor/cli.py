@@ -29,6 +29,7 @@ VERBS = {
     "jobs": "list the jobs sent to SLURM, and how far their runs are",
     "cancel": "end jobs; a training saves itself first",
     "runs": "list the runs",
+    "dashboard": "serve a page to look at the runs, on this machine only",
     "scaling": "fit a scaling law to finished trainings",
     "lineage": "walk from a run back to its raw documents, looking at every file",
     "reproduce": "rerun a run, or a recorded result, and compare",
@@ -98,6 +99,7 @@ def _dispatch(words: list[str]) -> int:
         "jobs": _jobs,
         "cancel": _cancel,
         "runs": _runs,
+        "dashboard": _dashboard,
         "scaling": _scaling,
         "lineage": _lineage,
         "reproduce": _reproduce,
@@ -571,6 +573,32 @@ def _runs(words: list[str]) -> int:
         return 0
     rows = [("run", "fingerprint", "status", "age", "metric", "")]
     _table(rows + [(run.name, run.fingerprint, run.status, run.age, *_metric(run)) for run in runs])
+    return 0
+
+
+def _dashboard(words: list[str]) -> int:
+    parser = _parser("dashboard", "[FOLDER] [--port N]")
+    parser.add_argument("folder", nargs="?", help="a folder of runs; default $ATHANOR_RUNS, else runs")
+    parser.add_argument("--port", type=int, default=8700, metavar="N", help="0 for any that is free; default 8700")
+    options = parser.parse_args(words)
+
+    import secrets
+    from pathlib import Path
+
+    root = Path(options.folder).resolve() if options.folder else catalog.runs_root()
+    if options.folder and not root.is_dir():
+        raise UserError(f"there is no folder {options.folder}")
+    try:
+        from athanor.dashboard import server
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error}; the dashboard needs an extra: pip install 'athanor[dashboard]'") from None
+
+    opened, token = server.listen(options.port), secrets.token_urlsafe(24)
+    print(f"http://{server.HOST}:{opened.getsockname()[1]}/?token={token}", flush=True)
+    try:
+        server.serve(root, opened, token)
+    except KeyboardInterrupt:  # the way to end it
+        print()
     return 0
 
 
