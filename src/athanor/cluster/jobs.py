@@ -55,10 +55,14 @@ class Job:
         return json.dumps(asdict(self), default=str, ensure_ascii=False)
 
 
-def listed(root: Path | None = None) -> list[Job]:
-    """Every job of a folder of runs, the oldest first; where there is no SLURM, only what runs have written down."""
+def listed(root: Path | None = None, runs: Sequence[Run] | None = None) -> list[Job]:
+    """Every job of a folder of runs, the oldest first; where there is no SLURM, only what runs have written down.
+
+    Args:
+        runs: those of the folder that can be read; default all, of which none may be damaged.
+    """
     root = root or catalog.runs_root()
-    found = {job.id: job for job in _recorded(root)}
+    found = {job.id: job for job in _recorded(root, list_runs(root) if runs is None else runs)}
     if shutil.which("squeue"):
         _queued(found)
         _accounted([job for job in found.values() if not job.live and not job.state])
@@ -71,7 +75,7 @@ def live(root: Path) -> list[Job]:
     """Those in the queue; [] where there is no SLURM."""
     if not shutil.which("squeue"):
         return []
-    found = {job.id: job for job in _recorded(root)}
+    found = {job.id: job for job in _recorded(root, list_runs(root))}
     _queued(found)
     return [job for job in found.values() if job.live]
 
@@ -129,7 +133,7 @@ def _names(reference: str, job: Job) -> bool:
     return job.name == reference or bool(name and job.name == name and job.fingerprint.startswith(beginning))
 
 
-def _recorded(root: Path) -> Iterator[Job]:
+def _recorded(root: Path, runs: Sequence[Run]) -> Iterator[Job]:
     """Jobs by what was written at their submission, then by what the attempts of runs say."""
     seen = set()
     for path in (root / FOLDER).glob("*.json"):
@@ -137,7 +141,7 @@ def _recorded(root: Path) -> Iterator[Job]:
         for job in _of_record(record):
             seen.add(job.id)
             yield job
-    for run in list_runs(root):
+    for run in runs:
         for attempt in run.manifest.get("attempts", ()):
             if (slurm := attempt.get("slurm")) and slurm["job"] not in seen:
                 seen.add(slurm["job"])
@@ -218,7 +222,7 @@ class Standing(NamedTuple):
 
 def standing(directory: Path, steps: int | None) -> Standing:
     """What the end of a run's metrics says."""
-    events = [event for event in _events(directory / METRICS) if event.get("step") is not None]
+    events = [event for event in _events(directory / METRICS) if isinstance(event.get("step"), int)]
     if not events:
         return Standing()
     first, last = events[0], events[-1]

@@ -14,8 +14,13 @@ from athanor.cluster import jobs
 from athanor.cluster.jobs import Job, Standing, standing
 from athanor.errors import UserError
 from athanor.report.gather import DATA_ROLES, RunView
-from athanor.runs.run import MANIFEST, run_folders
+from athanor.runs.run import MANIFEST, Run, run_folders
 
+NUMBER = (int, float)
+SHAPES: dict[str, Any] = {
+    "config": dict, "science": dict, "metrics": dict, "inputs": dict, "code": dict, "packages": dict, "hardware": dict,
+    "overrides": list, "attempts": list, "started": NUMBER, "seconds": NUMBER,
+}  # fmt: skip
 QUEUE_SECONDS = 15.0  # between two questions to SLURM, however many pages are open
 
 
@@ -89,6 +94,7 @@ class Shelf:
                 broken.append(Broken(place, str(error)))
                 continue
             found.append(RunView(place, folder, manifest))
+        broken.sort(key=lambda one: one.place)
         found.sort(key=lambda run: (-_started(run), run.name))
         return {f"{run.name}/{run.fingerprint}": run for run in found}, broken
 
@@ -103,7 +109,8 @@ class Shelf:
         asked, found, trouble = self._queue
         if time.monotonic() - asked > QUEUE_SECONDS or not asked:
             try:
-                listed, trouble = jobs.listed(self.root), ""
+                sound = [Run(view.directory) for view in self.runs()[0].values()]
+                listed, trouble = jobs.listed(self.root, sound), ""
                 ended = [job for job in listed if not job.live]
                 found = [*(job for job in listed if job.live), *reversed(ended[-10:])]
             except (UserError, OSError) as error:
@@ -135,27 +142,31 @@ def _manifest(path: Path, _changed: int, _size: int) -> dict[str, Any]:
     manifest = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(manifest, dict) or not manifest.get("name") or not manifest.get("fingerprint"):
         raise ValueError("it names no run")
+    for key, shape in SHAPES.items():
+        if manifest.get(key) is not None and not isinstance(manifest[key], shape):
+            raise ValueError(f"its {key!r} is {str(manifest[key])[:80]!r}")
+    for attempt in manifest.get("attempts") or ():
+        if not isinstance(attempt, dict) or not isinstance(attempt.get("started"), NUMBER):
+            raise ValueError(f"one of its attempts is {str(attempt)[:80]!r}")
     return manifest
 
 
 def _row(run: RunView) -> Row:
     status = run.status
-    config = run.manifest.get("config")
-    steps = config.get("max_steps") if isinstance(config, dict) else None
-    metrics = run.manifest.get("metrics")
-    metric, value = next(iter(metrics.items())) if isinstance(metrics, dict) and metrics else ("", None)
+    steps = (run.manifest.get("config") or {}).get("max_steps")
+    steps = steps if isinstance(steps, int) else None
+    metric, value = next(iter((run.manifest.get("metrics") or {}).items()), ("", None))
     under_way = run.kind == "train" and status != "finished"
     return Row(
         run=run,
         status=status,
         started=_started(run),
-        steps=steps if isinstance(steps, int) else None,
+        steps=steps,
         standing=standing(run.directory, steps) if under_way else Standing(),
-        metric=str(metric),
-        value=value if isinstance(value, (int, float)) else None,
+        metric=metric,
+        value=value if isinstance(value, NUMBER) else None,
     )
 
 
 def _started(run: RunView) -> float:
-    started = run.manifest.get("started")
-    return float(started) if isinstance(started, (int, float)) else 0.0
+    return float(run.manifest.get("started") or 0.0)
