@@ -29,6 +29,7 @@ VERBS = {
     "jobs": "list the jobs sent to SLURM, and how far their runs are",
     "cancel": "end jobs; a training saves itself first",
     "runs": "list the runs",
+    "wandb-sync": "send to Weights & Biases what trainings have kept for it offline",
     "dashboard": "serve a page to look at the runs, on this machine only",
     "scaling": "fit a scaling law to finished trainings",
     "lineage": "walk from a run back to its raw documents, looking at every file",
@@ -99,6 +100,7 @@ def _dispatch(words: list[str]) -> int:
         "jobs": _jobs,
         "cancel": _cancel,
         "runs": _runs,
+        "wandb-sync": _wandb_sync,
         "dashboard": _dashboard,
         "scaling": _scaling,
         "lineage": _lineage,
@@ -574,6 +576,29 @@ def _runs(words: list[str]) -> int:
     rows = [("run", "fingerprint", "status", "age", "metric", "")]
     _table(rows + [(run.name, run.fingerprint, run.status, run.age, *_metric(run)) for run in runs])
     return 0
+
+
+def _wandb_sync(words: list[str]) -> int:
+    parser = _parser("wandb-sync", "[RUN ...] [--dry-run]")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"only these; default all: {RUN_HELP}")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be sent")
+    options = parser.parse_args(words)
+
+    from athanor.cluster import wandb_sync
+
+    folders, going = wandb_sync.kept(options.runs)
+    for run in going:
+        print(f"{run.id} is running; send it when it has ended")
+    if not folders:
+        print("nothing to send")
+        return 0
+    for folder in folders:
+        print(_short(folder))
+    if options.dry_run:
+        return 0
+    left = wandb_sync.send(folders)
+    print(f"sent {len(folders) - len(left)} of {len(folders)}")
+    return 1 if left else 0
 
 
 def _dashboard(words: list[str]) -> int:

@@ -63,7 +63,7 @@ def listed(root: Path | None = None, runs: Sequence[Run] | None = None) -> list[
     """
     root = root or catalog.runs_root()
     found = {job.id: job for job in _recorded(root, list_runs(root) if runs is None else runs)}
-    if shutil.which("squeue"):
+    if found and shutil.which("squeue"):
         _queued(found)
         _accounted([job for job in found.values() if not job.live and not job.state])
     for job in found.values():
