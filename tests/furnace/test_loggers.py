@@ -160,7 +160,7 @@ def test_a_requeued_training_of_two_processes_is_one_wandb_run(furnace: Furnace,
             assert time.monotonic() < until
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGUSR1)
-        out, err = process.communicate(timeout=200)
+        _, err = process.communicate(timeout=200)
         assert process.returncode == 75, err
     finally:
         end(process)
