@@ -37,7 +37,7 @@ class ScalarModel(nn.Module):
         self.head = nn.Linear(trunk.width, 1, bias=False)
         nn.init.zeros_(self.head.weight)
         if likelihood:
-            self.scale = nn.Parameter(torch.ones(()))
+            self.scale = nn.Parameter(torch.ones(1))  # one dimension, for what shards parameters along it
 
     @property
     def arguments(self) -> dict[str, Any]:
