@@ -200,6 +200,12 @@ def test_a_broken_manifest_is_told_of_and_hides_no_other(tmp_path: Path):
         told = re.findall(r"<code>sft/([^<]+)</code>", section)
         assert told == sorted(["bytes", "cut", "empty", "list", *wrong])
         assert made.ask("/run/sft/cut").status == 404
+        results = {"model": {"fingerprint": sound.name}, "metrics": [5]}
+        odd = make.run("evaluate/odd", "evaluate", {}, {"model": sound}, 1.0, files={"results.json": results})
+        answer = made.ask(f"/run/evaluate/odd/{odd.name}")
+        assert answer.status == 500
+        assert "This page cannot be made: " in answer.text
+        assert f"/run/evaluate/odd/{odd.name}" in made.page("/")
         for path in ("/run/sft/bare/bare", f"/compare?run=sft/bare/bare&run=sft/sound/{sound.name}"):
             assert "sft/bare" in made.page(path)
 

@@ -119,6 +119,11 @@ def search(shelf: Shelf, name: str) -> str | Path:
     return _fill("live.html", parent="search.html", nodes={}, **shown.context(gathered))
 
 
+def saved(shelf: Shelf, place: str) -> Path:
+    """A page as it was written, by its place in the folder."""
+    return _saved(shelf, place, place)
+
+
 def compare(shelf: Shelf, references: Sequence[str]) -> str:
     """Runs side by side: their curves, their last values, where their science differs, what they were made from."""
     runs, _ = shelf.runs()
@@ -243,5 +248,5 @@ def _known(shelf: Shelf, kind: str, name: str) -> None:
 
 def _saved(shelf: Shelf, place: str, what: str) -> Path:
     if (path := shelf.saved().get(place)) is None:
-        raise UserError(f"nothing here describes {what} and no report of it is saved")
+        raise UserError(f"no page of {what} is saved, and nothing here says how to make it")
     return path

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import secrets
 import socket
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from athanor.dashboard import pages
 from athanor.dashboard.shelf import Shelf
 from athanor.errors import UserError
+
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 HEADERS = {
@@ -67,36 +70,29 @@ def serve(root: Path, opened: socket.socket, token: str) -> None:
 
 
 def application(shelf: Shelf, token: str, port: int) -> Starlette:
-    def sweep(make: Callable[[Shelf, str], str | Path]) -> Callable[[Request], Response]:
-        return lambda request: _page(request, make(shelf, request.path_params["name"]))
+    def route(path: str, make: Callable[[Request], str | Path]) -> Route:
+        return Route(path, lambda request: _shown(request, make))
 
-    def saved(request: Request) -> Response:
-        place = request.path_params["place"]
-        if (path := shelf.saved().get(place)) is None:
-            raise UserError(f"there is no page {place}")
-        return _page(request, path)
+    def named(path: str, make: Callable[[Shelf, str], str | Path]) -> Route:
+        return route(path, lambda request: make(shelf, request.path_params["name"]))
 
-    def one(request: Request) -> Response:
-        return _page(request, pages.run(shelf, request.path_params["reference"]))
-
-    routes = [
-        Route("/", lambda request: _page(request, pages.overview(shelf))),
-        Route("/run/{reference:path}", one),
-        Route("/compare", lambda request: _page(request, pages.compare(shelf, request.query_params.getlist("run")))),
-        Route("/pipeline/{name}", sweep(pages.pipeline)),
-        Route("/ablation/{name}", sweep(pages.ablation)),
-        Route("/search/{name}", sweep(pages.search)),
-        Route("/saved/{place:path}", saved),
-    ]
     return Starlette(
-        routes=routes,
+        routes=[
+            route("/", lambda request: pages.overview(shelf)),
+            route("/compare", lambda request: pages.compare(shelf, request.query_params.getlist("run"))),
+            named("/run/{name:path}", pages.run),
+            named("/pipeline/{name}", pages.pipeline),
+            named("/ablation/{name}", pages.ablation),
+            named("/search/{name}", pages.search),
+            named("/saved/{name:path}", pages.saved),
+        ],
         middleware=[
             Middleware(Sealed),
             Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False),
             Middleware(Guarded, token=token, cookie=f"athanor-{port}"),
             Middleware(GZipMiddleware, minimum_size=4096),
         ],
-        exception_handlers={UserError: _refused, HTTPException: _refused},
+        exception_handlers={HTTPException: lambda request, error: _told(request, error.detail, error.status_code)},
     )
 
 
@@ -143,6 +139,22 @@ class Guarded:
         return secrets.compare_digest(given.encode(), self.token.encode())
 
 
+def _shown(request: Request, make: Callable[[Request], str | Path]) -> Response:
+    try:
+        return _page(request, make(request))
+    except UserError as error:
+        return _told(request, str(error), 404)
+    except Exception as error:  # a file of some run is not what the reports expect
+        log.exception("%s", request.url.path)
+        return _told(request, f"This page cannot be made: {type(error).__name__}: {error}", 500)
+
+
+def _told(request: Request, text: str, status: int) -> Response:
+    answer = _page(request, pages.message(text))
+    answer.status_code = status
+    return answer
+
+
 def _page(request: Request, made: str | Path) -> Response:
     """The page, or 304 where the browser has it. One that was saved may not reach anything of this address."""
     if isinstance(made, Path):
@@ -157,15 +169,3 @@ def _page(request: Request, made: str | Path) -> Response:
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers={"etag": tag})
     return HTMLResponse(text, headers={"etag": tag, "content-security-policy": policy})
-
-
-def _refused(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        return _with_status(request, error.detail, error.status_code)
-    return _with_status(request, str(error), 404)
-
-
-def _with_status(request: Request, text: str, status: int) -> Response:
-    answer = _page(request, pages.message(text))
-    answer.status_code = status
-    return answer
