@@ -200,14 +200,19 @@ def test_a_broken_manifest_is_told_of_and_hides_no_other(tmp_path: Path):
         told = re.findall(r"<code>sft/([^<]+)</code>", section)
         assert told == sorted(["bytes", "cut", "empty", "list", *wrong])
         assert made.ask("/run/sft/cut").status == 404
-        results = {"model": {"fingerprint": sound.name}, "metrics": [5]}
-        odd = make.run("evaluate/odd", "evaluate", {}, {"model": sound}, 1.0, files={"results.json": results})
-        answer = made.ask(f"/run/evaluate/odd/{odd.name}")
-        assert answer.status == 500
-        assert "This page cannot be made: " in answer.text
-        assert f"/run/evaluate/odd/{odd.name}" in made.page("/")
         for path in ("/run/sft/bare/bare", f"/compare?run=sft/bare/bare&run=sft/sound/{sound.name}"):
             assert "sft/bare" in made.page(path)
+
+
+def test_a_page_that_cannot_be_made_says_so(demo: Served, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> None:
+        raise KeyError("<b>")
+
+    monkeypatch.setattr(pages.report, "context", fails)
+    answer = demo.ask(f"/run/{ids(demo.shelf.root)['ppo/demo']}")
+    assert answer.status == 500
+    assert "This page cannot be made: KeyError: &#39;&lt;b&gt;&#39;" in answer.text
+    assert demo.ask("/").status == 200
 
 
 def test_an_empty_or_absent_folder_says_how_to_begin(tmp_path: Path):
