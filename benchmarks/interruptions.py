@@ -35,8 +35,8 @@ from slurm_project import (  # noqa: E402
     wait_until,
 )
 
-STEPS, BATCH = 3000, 8
-MOST = 60  # steps until the next interruption
+STEPS, BATCH = 1500, 8
+MOST = 30  # steps until the next interruption
 KINDS = {
     "USR1": "SIGUSR1, as before the end of its time",
     "TERM": "SIGTERM to the job",
@@ -75,7 +75,7 @@ def main() -> None:
 def measure(cluster: Cluster, times: int, chance: random.Random) -> dict[str, object]:
     folder = Path(tempfile.mkdtemp(prefix="athanor-interruptions-"))
     rehearsal = Rehearsal(folder, cluster)
-    more = [f"max_steps={STEPS}", "validate_every_n_steps=1000", f"global_batch_size={BATCH}",
+    more = [f"max_steps={STEPS}", "validate_every_n_steps=750", f"global_batch_size={BATCH}",
             "allowed_targets=[counted]", "+callbacks.counted._target_=counted.Counted"]  # fmt: skip
     path = f"{REPOSITORY / 'src'}:{REPOSITORY / 'benchmarks'}"
 
