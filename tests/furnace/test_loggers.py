@@ -105,8 +105,8 @@ def test_wandb_offline_holds_config_names_and_losses(furnace: Furnace, tmp_path:
     assert all(name.split("/")[0] != "wandb" for name in read_json(run / "manifest.json")["outputs"])
     assert "error" not in outcome.err.lower()
 
-    tables = [line["samples"] for line in history if "samples" in line]
-    shown = [json.loads((file.parent / "files" / table["path"]).read_text("utf-8")) for table in tables]
+    tables = [line["samples/path"] for line in history if "samples/path" in line]
+    shown = [read_json(file.parent / "files" / table) for table in tables]
     said = read_lines(run / "samples.jsonl")
     assert [row for table in shown for row in table["data"]] == [[one["prompt"], one["response"]] for one in said]
     assert {one["step"] for one in said} == {8, 16}
@@ -126,7 +126,7 @@ def test_wandb_offline_holds_config_names_and_losses(furnace: Furnace, tmp_path:
     assert content(held) == {"outputs.json": {name: outputs[name] for name in models}}
     made = artifacts[f"sft-demo-{run.name}"]
     assert not made.use_after_commit
-    assert list(made.aliases) == ["latest", "final"]
+    assert set(made.aliases) == {"latest", "final"}
     assert content(made) == {"outputs.json": {name: manifest["outputs"][name] for name in models}}
     uploaded = artifacts[f"sft-demo-{run.name}-files"]
     assert {entry.path for entry in uploaded.manifest.contents} == {"outputs.json", *models}
