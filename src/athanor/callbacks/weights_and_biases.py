@@ -62,7 +62,7 @@ def has_key() -> bool:
     """Whether W&B knows who this is: $WANDB_API_KEY, or `wandb login` has been here."""
     host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
     try:
-        return bool(os.environ.get("WANDB_API_KEY") or netrc.netrc().authenticators(host or ""))
+        return bool(os.environ.get("WANDB_API_KEY") or netrc.netrc(os.environ.get("NETRC")).authenticators(host or ""))
     except (OSError, netrc.NetrcParseError):
         return False
 
