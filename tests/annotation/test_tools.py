@@ -189,11 +189,11 @@ def test_tokens_with_tags():
 
 def test_a_sample_is_nested():
     items = [Item(str(n), "classes", "t") for n in range(100)]
-    few, more = sample(items, 10, 1), sample(items, 30, 1)
+    few, more, other = ({item.id for item in sample(items, *of)} for of in ((10, 1), (30, 1), (10, 2)))
     assert len(few) == 10
-    assert {*few} < {*more}
-    assert more == [item for item in items if item in more]
-    assert {*few} != {*sample(items, 10, 2)}
+    assert few < more
+    assert few != other
+    assert [item.id for item in sample(items, 30, 1)] == sorted(more, key=int), "in their order"
 
 
 @pytest.mark.parametrize(
