@@ -1,4 +1,4 @@
-"""Changed copies: of the right words, by the seed alone, with their origin, on its side of the split, erased with it."""
+"""Changed copies: of the right words, by the seed alone, with their origin, on its side of the split."""
 
 import json
 import random
@@ -145,15 +145,16 @@ def test_swaps_stay_in_their_sentence():
 
 def test_tables_of_synonyms(tables):
     assert list(synsets(tables / "cilin.txt")) == [["人", "士", "人物"], ["狐狸", "狐"]]
-    assert list(synsets(tables / "en.txt")) == [["fox", "vixen", "reynard"], ["house", "country house"], ["lazy", "idle"],
-                                                ["idle", "unused"]]  # fmt: skip
+    assert list(synsets(tables / "en.txt")) == [
+        ["fox", "vixen", "reynard"], ["house", "country house"], ["lazy", "idle"], ["idle", "unused"],
+    ]  # fmt: skip
     assert list(synsets(tables / "data.noun")) == [[], ["dog", "domestic dog", "Canis familiaris"], ["able", "capable"]]
     found = table([str(tables / "en.txt")], senses=1)
     assert found["fox"] == ["reynard", "vixen"]
     assert "idle" not in found, "it stands in two sets: which is meant is not known"
     assert table([str(tables / "en.txt")], senses=2)["idle"] == ["lazy", "unused"]
     (tables / "alone.txt").write_text("one\ntwo\n", "utf-8")
-    with pytest.raises(UserError, match="no line of .* has two words"):
+    with pytest.raises(UserError, match=r"no line of .* has two words"):
         Synonyms(str(tables / "alone.txt"), seed=1)
 
 

@@ -17,6 +17,7 @@ from athanor.cli.parts import (
     progress_for,
     short,
 )
+from athanor.errors import UserError
 
 if TYPE_CHECKING:
     from athanor.config import Experiment
@@ -27,6 +28,8 @@ def _execute(verb: str, words: list[str]) -> int:
     add_execution_options(parser)
     parser.add_argument("--print", action="store_true", dest="show", help="show the resolved config and stop")
     parser.add_argument("--with-inputs", action="store_true", help="make unfinished input runs first")
+    if verb == "prepare":
+        parser.add_argument("--parts", metavar="K/N", help="documents: make the parts K, K + N, ... and stop")
     options = parser.parse_intermixed_args(words)
     name, overrides = chosen_experiment(verb, options.overrides)
 
@@ -44,6 +47,9 @@ def _execute(verb: str, words: list[str]) -> int:
         experiment.validate()
         print(f"ok {experiment.name} {experiment.fingerprint} {short(experiment.directory)}")
         return 0
+
+    if verb == "prepare" and options.parts:
+        return _make_parts(experiment, options.parts)
 
     from athanor.progress import clock
     from athanor.runs import store
@@ -76,6 +82,30 @@ def _execute(verb: str, words: list[str]) -> int:
         if card:
             print(f"data card: {short(card)}")
     print_table([(metric, as_number(value)) for metric, value in run.metrics.items()])
+    return 0
+
+
+def _make_parts(experiment: Experiment, chosen: str) -> int:
+    """Parts K, K + N, ... of a corpus; of an array of SLURM, K is the number of the element."""
+    import os
+
+    first, _, step = chosen.partition("/")
+    first = first or os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    if not (first.isdigit() and step.isdigit() and 1 <= int(first) <= int(step)):
+        raise UserError(f"--parts {chosen} is K/N, with K from 1 to N; K is left out in an array of SLURM")
+
+    from athanor.corpus.executors import make_some
+    from athanor.runs import store
+
+    experiment.validate()
+    if store.is_finished(experiment):
+        print("already done")
+        return 0
+    with progress_for(experiment) as progress:
+        progress.start(f"{experiment.name}: parts")
+        count = make_some(experiment, int(first) - 1, int(step), progress.update)
+        progress.finish()
+    print(f"{count} parts are there")
     return 0
 
 

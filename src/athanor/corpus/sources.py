@@ -64,6 +64,11 @@ class Source:
             raise UserError(f"source {name} has no files; check its glob in `inputs`.")
 
     @property
+    def divisible(self) -> bool:
+        """Whether some of its files give what they give among all, so that they can be read apart."""
+        return self.max_bytes is None
+
+    @property
     def bytes_read(self) -> int:
         return self.done + (self.current.position if self.current else 0)
 
@@ -372,6 +377,8 @@ class Documents(Source):
         super().__init__([str(Path(run) / FILENAME)], name, None, licence, max_bytes)
         self.run = run
 
+    divisible = False
+
     def documents(self) -> Iterator[Document]:
         for document in documents_of(self.run):
             yield document._replace(source=self.name)
@@ -403,6 +410,8 @@ class PythonStandardLibrary(Source):
         self.include = include or ["docstrings", "source"]
         if unknown := set(self.include) - {"docstrings", "source"}:
             raise UserError(f"source {name}: include has {', '.join(sorted(unknown))}; it takes docstrings and source.")
+
+    divisible = False  # modules come in an order of their own
 
     def documents(self) -> Iterator[Document]:
         modules = {module_name(path): path for path in self.files}

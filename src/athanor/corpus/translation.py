@@ -68,6 +68,9 @@ class HuggingFace:
             torch.manual_seed(seed)
             for sentence in sentences:  # one by one: padding would change sums, and so now and then a word
                 ids = tokenizer(self.prefix + sentence, return_tensors="pt", truncation=True)
+                if not ids["input_ids"].numel():
+                    translated.append("")
+                    continue
                 made = model.generate(ids["input_ids"], attention_mask=ids["attention_mask"], **self.options)
                 translated.append(tokenizer.decode(made[0], skip_special_tokens=True))
         return translated
