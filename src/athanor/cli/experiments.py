@@ -119,7 +119,10 @@ def _as_its_reader(experiment: Experiment, execution: Sequence[str]) -> Experime
 
 
 def do_plan(words: list[str]) -> int:
-    parser = new_parser("plan", "experiment=NAME [cluster=NAME] [key=value ...]", experiments=True)
+    if any(word.startswith("size=") for word in words):
+        return _plan_corpus(words)
+    usage = "experiment=NAME [cluster=NAME] [key=value ...] | experiment=DOCUMENTS size=100TB [key=value ...]"
+    parser = new_parser("plan", usage, experiments=True)
     parser.listed = "train"
     parser.add_argument(
         "--device", metavar="NAME", help="such as h100, or cpu; default the cluster's or this machine's"
@@ -147,6 +150,36 @@ def do_plan(words: list[str]) -> int:
     from rich.console import Console
 
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(show.render(found))
+    return 0
+
+
+def _plan_corpus(words: list[str]) -> int:
+    parser = new_parser("plan", "experiment=NAME size=100TB [key=value ...]", experiments=True)
+    parser.listed = "prepare"
+    parser.add_argument("--sample", default="50MB", metavar="SIZE", help="of the files, to measure on; default 50MB")
+    parser.add_argument("--cores", type=int, default=1000, metavar="N", help="that there will be; default 1000")
+    parser.add_argument("--memory", type=float, default=64, metavar="GIB", help="of a process; default 64")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_intermixed_args(words)
+    size = next(word for word in options.overrides if word.startswith("size=")).removeprefix("size=")
+    name, overrides = chosen_experiment(
+        "prepare", [word for word in options.overrides if not word.startswith("size=")], verb="plan"
+    )
+
+    from athanor import config
+    from athanor.planning import corpus
+
+    experiment = config.load(name, overrides)
+    experiment.validate()
+    found = corpus.plan(
+        experiment, corpus.size_in_bytes(size), corpus.size_in_bytes(options.sample), options.cores, options.memory
+    )
+    if options.json:
+        print(found.as_json())
+        return 0
+    print_table([(experiment.name, "sample", size), *corpus.rows(found)])
+    if found.unknown:
+        print(f"not counted: memory of {', '.join(found.unknown)}")
     return 0
 
 

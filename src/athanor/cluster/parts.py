@@ -1,6 +1,6 @@
 """A corpus as jobs: its parts as one array, and after it the job that puts them together.
 
-An element of the array is `athanor prepare experiment=NAME --parts /N`. Parts that are there are left alone, so the same
+An element of the array is `athanor prepare experiment=NAME --parts /N`. Parts that are there are left alone: the same
 command after a failure makes only what is missing.
 """
 
