@@ -78,7 +78,7 @@ def test_in_parts_or_whole(corpus):
     assert account["sources"]["lines"]["skipped"] == {"line that is no record": 1}
     assert "lines3.jsonl" in account["sources"]["lines"]["faults"]["line that is no record"]
     assert [step["name"] for step in account["steps"] if step["dropped"]] == [
-        "normalize", "language", "length", "exact duplicates",
+        "normalize", "language", "exact duplicates",
     ]  # fmt: skip
     assert account["sources"]["first"]["documents"] < 9, "max_bytes counts over all of a source"
     assert outcome(SMALL, "executor.workers=2") == whole
