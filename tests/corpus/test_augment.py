@@ -166,6 +166,10 @@ def test_synonyms_are_of_whole_words_and_keep_their_case(tables):
     assert words[1] in ("VIXEN", "REYNARD")
     assert words[2:] == ["foxes", "firefox", "idle."]
     assert step.changed(document("狐狸看见人物，人生"), random.Random(1)).startswith("狐看见")
+    (tables / "caps.txt").write_text("IT, information technology\nbut, merely\nor, gold\nUS, USA\n人, 士\n", "utf-8")
+    step = Synonyms(str(tables / "caps.txt"), seed=1, rate=0.999)
+    text = "It works, but it or us? 人"
+    assert step.changed(document(text), random.Random(1)) == text, "words that join others, and pronouns, are no nouns"
     assert "人生" in step.changed(document("狐狸看见人物，人生"), random.Random(1)), "人 inside a word is no word"
 
 
