@@ -116,8 +116,19 @@ def test_a_part_of_other_files_or_other_code_is_made_again(corpus, monkeypatch):
     assert part not in work.missing()
     other = part._replace(files=[*part.files, "data/more.jsonl"])
     assert not parts.is_made(work.folder, other, work.key(other))
+    monkeypatch.setattr(parts, "code", lambda: "other")
+    assert part in work.missing()
+    monkeypatch.undo()
+    assert part not in work.missing()
     (work.folder / "00000.jsonl.zst").unlink()
     assert part in work.missing()
+
+
+def test_what_a_process_cannot_read_is_said_here(corpus, capsys):
+    corpus.write("data/lines9.jsonl", json.dumps({"body": "x"}) + "\n")
+    words = ["prepare", "experiment=documents/parts", SMALL, "executor.workers=2", "job.sources.0.broken=stop"]
+    assert cli.main(words) == 2
+    assert "mend or remove the line" in capsys.readouterr().err
 
 
 KILLED = """

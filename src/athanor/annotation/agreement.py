@@ -150,7 +150,8 @@ class ErrorRate(NamedTuple):
     """The share of labels that the gold subset says are wrong, with its 95% interval.
 
     Of spans: of all that are in the labels or in the gold, those that are not in both, by a bootstrap over texts.
-    needed: how many gold items would show it below the target if the rate stays what it is; None if none would.
+    needed: how many gold items would show it below the target if the rate stays what it is; None if none would, or of
+        spans, which depend on one another.
     """
 
     rate: Interval
@@ -181,7 +182,7 @@ def error_rate(kind: Kind, labels: Mapping[str, Any], gold: Mapping[str, Any], t
         raise UserError("no gold item has a label; annotate some of those that have a gold label.")
     if kind != "spans":
         wrong = np.array([labels[identity] != gold[identity] for identity in shared])
-        rate = wilson(wrong.sum(), len(wrong))
+        rate: Interval | None = wilson(wrong.sum(), len(wrong))
         errors = int(wrong.sum())
     else:
         sets = [({*map(tuple, labels[i])}, {*map(tuple, gold[i])}) for i in shared]
@@ -194,7 +195,8 @@ def error_rate(kind: Kind, labels: Mapping[str, Any], gold: Mapping[str, Any], t
         if rate is None or not rate.low < rate.high:  # of no width: as if each text were one label
             texts = int(np.count_nonzero(whole))
             rate = wilson(texts * errors / whole.sum(), texts)
-    return ErrorRate(rate, errors, len(shared), target, needed(rate.value, target))
+    assert rate is not None
+    return ErrorRate(rate, errors, len(shared), target, needed(rate.value, target) if kind != "spans" else None)
 
 
 def needed(rate: float, target: float) -> int | None:

@@ -32,7 +32,7 @@ def write(directory: Path, kind: Kind, labels: Sequence[str], items: Sequence[It
     folder.mkdir(exist_ok=True)
     files = {"annotation.conf": "\n".join(("[entities]", *labels, "[relations]", "[events]", "[attributes]", ""))}
     for item in items:
-        spans = next(iter(opinions.get(item.id, {}).values()), [])
+        spans: Spans = next(iter(opinions.get(item.id, {}).values()), [])
         files |= {f"{stem(item)}.txt": item.text, f"{stem(item)}.ann": standoff(item.text, spans)}
     for name, text in files.items():
         with whole(folder / name) as temporary:

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,7 +98,12 @@ class Account(NamedTuple):
 
 def key_of(part: Part, part_bytes: int) -> str:
     """Changes with the files of a part and with the code of this package, so that an old part is not taken for it."""
-    digest = hashlib.sha256(json.dumps([part, part_bytes]).encode())
+    return hashlib.sha256(json.dumps([part, part_bytes, code()]).encode()).hexdigest()
+
+
+@cache
+def code() -> str:
+    digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
