@@ -182,3 +182,21 @@ def test_ray_makes_the_same(corpus):
     pytest.importorskip("ray", reason="needs ray: pip install 'athanor[ray]'")
     whole = outcome()
     assert outcome("executor=ray", SMALL) == whole
+
+
+def test_what_is_sent_to_slurm(corpus, capsys, monkeypatch):
+    monkeypatch.setattr("athanor.cluster.jobs.live", lambda root: [])  # whether or not there is a queue here
+    words = ["submit", "prepare", "experiment=documents/parts", "cluster=local-slurm", SMALL, "--print"]
+    assert cli.main([*words, "executor=slurm", "executor.elements=5", "executor.at_once=2"]) == 0
+    array, last = capsys.readouterr().out.splitlines()
+    assert "--array=1-5%2" in array
+    assert array.endswith("--parts /5")
+    assert "--gpus" not in array
+    assert "--dependency=afterok:<parts>" in last
+    assert "--parts" not in last
+    assert cli.main(words) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1, "one job where the executor is not SLURM's"
+    experiment = config.load("documents/parts", [SMALL])
+    executors.make_some(experiment, 0, 1, lambda done, total: None)
+    assert cli.main([*words, "executor=slurm"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1, "nothing is left for an array"
