@@ -178,6 +178,7 @@ def test_steps_that_compare_documents_are_not_done_in_parts():
     assert comparing <= {kind for kind in below(steps.Step) if not kind.alone}
 
 
+@pytest.mark.slow  # Ray takes 20 seconds to start and end
 def test_ray_makes_the_same(corpus):
     pytest.importorskip("ray", reason="needs ray: pip install 'athanor[ray]'")
     whole = outcome()
