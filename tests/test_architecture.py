@@ -38,6 +38,7 @@ STOREYS = [
     {"callbacks", "placement", "acceleration", "strategies", "float8"},
     {"train", "consolidate"},
     {"evaluation"},
+    {"annotation"},
     {"planning"},
     {"scaling"},
     {"report"},
