@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 # bfloat16 where the processor computes in it (twice as fast), else float32
 PRECISION := $(shell grep -qsE 'bf16' /proc/cpuinfo || echo precision=32-true)
 
-.PHONY: setup demo test test-fast test-strategies equivalence lint clean
+.PHONY: setup demo test test-fast test-strategies equivalence interruptions lint clean
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,9 @@ test-fast: setup
 
 test-strategies: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m strategies
+
+interruptions: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/interruptions.py
 
 equivalence: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/equivalence.py

@@ -45,6 +45,7 @@ STOREYS = [
     {"pipeline", "sweeps"},
     {"reproduction"},
     {"cluster"},
+    {"dashboard"},
     {"cli"},
     {"__main__"},
 ]

@@ -129,8 +129,12 @@ def slurm(
     """
 
 
-def logger(*, wandb: bool, tensorboard: bool, project: str, every_n_steps: int) -> None:
-    """Where metrics go besides metrics.jsonl, and how often. W&B is offline unless WANDB_API_KEY is set."""
+def logger(*, wandb: bool, tensorboard: bool, project: str, every_n_steps: int, upload: bool = False) -> None:
+    """Where metrics go besides metrics.jsonl, and how often. W&B is offline without a key.
+
+    Args:
+        upload: the model itself to W&B, and not only its hashes.
+    """
 
 
 def paths(*, runs: str, data_root: str) -> None:

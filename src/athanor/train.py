@@ -5,7 +5,6 @@ parts it names.
 """
 
 import logging
-import os
 import shutil
 import time
 from pathlib import Path
@@ -168,6 +167,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     chosen: list[Callback] = [build(node) for node in config.get("callbacks", {}).values()]
     guards = [callback for callback in chosen if isinstance(callback, Guard)]
     averages = [callback for callback in chosen if isinstance(callback, ExponentialAverage)]
+    made, watching = loggers(experiment, run)
     trainer = Trainer(
         accelerator=cluster["accelerator"],
         devices=devices,
@@ -184,12 +184,13 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=loggers(experiment, run),
+        logger=made,
         plugins=environment,
         callbacks=[  # what judges a step, what sees the weights that are validated, what puts them there, what saves
             Throughput(run.progress),
             *(guards or [Guard()]),
             Samples(run.directory / "samples.jsonl"),
+            *watching,
             *(callback for callback in chosen if callback not in (*guards, *averages)),
             *run.callbacks,
             *averages,
@@ -209,28 +210,16 @@ def stopped_early(trainer: Trainer) -> bool:
     return any(callback.stopped for callback in trainer.callbacks if isinstance(callback, EarlyStopping))  # type: ignore[attr-defined]
 
 
-def loggers(experiment: Experiment, run: RunContext) -> list[Logger]:
-    """The run's own files always; Weights & Biases (offline without a key) and TensorBoard by config."""
-    config, wanted = experiment.config, experiment.config["logger"]
+def loggers(experiment: Experiment, run: RunContext) -> tuple[list[Logger], list[Callback]]:
+    """The run's own files always; Weights & Biases and TensorBoard by config. And the callbacks that they need."""
+    wanted = experiment.config["logger"]
     chosen: list[Logger] = [RunLogger(run)]
+    watching: list[Callback] = []
     if wanted["wandb"]:
-        from lightning.pytorch.loggers import WandbLogger
+        from athanor.callbacks import weights_and_biases
 
-        stage, _, name = experiment.name.partition("/")
-        chosen.append(
-            WandbLogger(
-                project=wanted["project"],
-                name=f"{experiment.name}/{experiment.fingerprint[:8]}",
-                id=experiment.fingerprint,
-                resume="allow",
-                group=name or stage,
-                job_type=stage,
-                tags=list(config["tags"]),
-                config={"science": experiment.science, "fingerprint": experiment.fingerprint},
-                offline="WANDB_API_KEY" not in os.environ,
-                save_dir=run.directory,
-            )
-        )
+        chosen.append(logger := weights_and_biases.make(experiment, run.directory))
+        watching.append(weights_and_biases.Tracking(logger, run.directory, upload=wanted.get("upload", False)))
     if wanted["tensorboard"]:
         try:
             from lightning.pytorch.loggers import TensorBoardLogger
@@ -238,7 +227,7 @@ def loggers(experiment: Experiment, run: RunContext) -> list[Logger]:
             chosen.append(TensorBoardLogger(run.directory, name="tensorboard", version=""))
         except ModuleNotFoundError:
             raise UserError("logger.tensorboard needs an extra: pip install 'athanor[tensorboard]'.") from None
-    return chosen
+    return chosen, watching
 
 
 def finish(trainer: Trainer, algorithm: Algorithm, data: Data, run: RunContext) -> None:
@@ -252,10 +241,9 @@ def finish(trainer: Trainer, algorithm: Algorithm, data: Data, run: RunContext) 
     shutil.rmtree(run.directory / "checkpoints", ignore_errors=True)
     for logger in algorithm.loggers:
         logger.finalize("success")
-    if any(type(logger).__name__ == "WandbLogger" for logger in algorithm.loggers):
-        import wandb
-
-        wandb.finish()
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if leave := getattr(callback, "on_model_saved", None):
+            leave()
 
 
 def load_model(run: str, device: str = "cpu") -> tuple[nn.Module, Any]:

@@ -28,6 +28,19 @@ def recorded(furnace: Furnace, tmp_path_factory: pytest.TempPathFactory) -> Path
     return kept
 
 
+@pytest.fixture(scope="module")
+def aligned(furnace: Furnace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The results of what the pipeline has made of the pretrained model, by the step."""
+    kept = {}
+    for step in ("sft", "dpo", "ppo"):
+        overrides = read_json(furnace.directory(step) / "manifest.json")["overrides"]
+        outcome = furnace.run("record", f"{step}/demo", *overrides)
+        assert outcome.code == 0, outcome.err
+        kept[step] = tmp_path_factory.mktemp(step) / "demo.result.json"
+        shutil.move(furnace.folder / f"experiments/{step}/demo.result.json", kept[step])
+    return kept
+
+
 @pytest.fixture
 def clone(furnace: Furnace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here) -> Path:
     """A checkout with raw data and configs, no runs, and experiments that have gone on since."""
@@ -108,3 +121,20 @@ def test_other_raw_data_are_named_and_nothing_is_rerun(clone: Path, recorded: Pa
     assert outcome.out.splitlines()[0] == "pretrain/demo: inputs changed"
     assert "the files raw/*.py that documents/demo reads are others: " in outcome.out
     assert not (clone / "runs").exists() or not list((clone / "runs").glob("*/*/*/manifest.json"))
+
+
+def test_sft_dpo_and_ppo_too_from_their_files_alone(clone: Path, aligned: dict[str, Path], here) -> None:
+    """The models that they start from, are held to and are judged by are made on the way, each once."""
+    for step, path in aligned.items():
+        (clone / "experiments" / step).mkdir()
+        shutil.copy(path, clone / "experiments" / step / "demo.result.json")
+    outcome: Outcome = here("verify")
+    assert outcome.code == 0, outcome.err + outcome.out
+    rows = {tuple(line.split()[:2]) for line in outcome.out.splitlines()[1:]}
+    assert rows == {(f"{step}/demo", "bit-identical") for step in aligned}
+    made = [path.parts[-4] for path in (clone / "runs").glob("*/*/*/manifest.json")]
+    data = ["documents", "questions", "shards", "tasks", "tokenizer"]
+    assert sorted(made) == sorted([*data, "pretrain", "reward", "sft"])
+    for step, path in aligned.items():
+        assert str(clone) not in path.read_text()
+        assert len(json.loads(path.read_text())["runs"][0]["tensors"]["model.safetensors"]) > 10, step

@@ -35,10 +35,10 @@ TWO_NODES = ["cluster.nodes=2", "strategy=ddp"]
 
 
 def free_ports() -> str:
-    """The first of a block of ports that nobody listens at: of slurmctld, and of two nodes 11 and 12 above."""
+    """The first of some ports that nobody listens at: slurmctld's; slurmdbd's is 1 above, two nodes' 11 and 12."""
     for first in random.SystemRandom().sample(range(20_000, 32_000, 20), 600):  # below those that systems give out
         with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-            for port in (first, first + 11, first + 12):
+            for port in (first, first + 1, first + 11, first + 12):
                 held.enter_context(socket.socket()).bind(("127.0.0.1", port))
             return str(first)
     pytest.fail("no free ports between 20000 and 32000")

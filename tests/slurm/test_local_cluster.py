@@ -1,13 +1,18 @@
 """`slurm/local-cluster`: idempotent, mends what has died, says what is wrong, leaves nothing behind."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from slurm_project import LOCAL_CLUSTER, Cluster
+
+from athanor.cluster import jobs
 
 pytestmark = pytest.mark.slurm
 
@@ -99,3 +104,68 @@ def test_down_leaves_nothing(cluster: Cluster, tmp_path_factory: pytest.TempPath
     assert other("status").stdout == "down\n"
     assert other("down").returncode == 0, "a second time too"
     shutil.rmtree(other.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def kept_account(tmp_path_factory: pytest.TempPathFactory):
+    """One node with slurmdbd and MariaDB; where they cannot be installed, the test says why and is skipped."""
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="athanor-")))
+    try:
+        started = cluster("up", "1", "--accounting")
+        if started.returncode:
+            why = f"no accounting here: {(started.stderr.splitlines() or ['?'])[-1]}"
+            pytest.fail(f"{why}\n{started.stderr}") if os.environ.get("CI") else pytest.skip(why)
+        yield cluster
+    finally:
+        cluster("down")
+        shutil.rmtree(cluster.folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_with_accounting_the_end_of_every_job_is_known(
+    kept_account: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has left the queue and never began a run: only sacct knows what became of it."""
+    endings = {"true": "COMPLETED", "exit 3": "FAILED", "sleep 600": "CANCELLED"}
+    numbers = {}
+    for place, command in enumerate(endings):
+        words = ["sbatch", "--parsable", "--mem=10", "--output=/dev/null", f"--wrap={command}"]
+        numbers[command] = kept_account.ask(*words).strip()
+        record = {"job": numbers[command], "name": f"x/{place}", "fingerprint": "0", "directory": None,
+                  "log": str(tmp_path / "no.txt"), "submitted": place}  # fmt: skip
+        (tmp_path / ".slurm").mkdir(exist_ok=True)
+        (tmp_path / f".slurm/{numbers[command]}.json").write_text(json.dumps(record))
+    array = kept_account.ask("sbatch", "--parsable", "--mem=10", "--output=/dev/null", "--array=1-2",
+                             "--wrap=exit $((SLURM_ARRAY_TASK_ID - 1))").strip()  # fmt: skip
+    elements = {str(n): {"title": "", "name": "x/array", "fingerprint": "0", "directory": None} for n in (1, 2)}
+    (tmp_path / f".slurm/{array}.json").write_text(
+        json.dumps({"job": array, "log": str(tmp_path / "no.txt"), "submitted": 9, "elements": elements})
+    )
+    kept_account.wait(numbers["sleep 600"], "RUNNING")
+    kept_account.ask("scancel", numbers["sleep 600"])
+    monkeypatch.setenv("SLURM_CONF", kept_account.conf["SLURM_CONF"])
+    wanted = {numbers[command]: state for command, state in endings.items()}
+    wanted |= {f"{array}_1": "COMPLETED", f"{array}_2": "FAILED"}
+    found: dict[str, str] = {}
+
+    def told() -> bool:
+        found.update({job.id: job.state for job in jobs.listed(tmp_path)})
+        return found == wanted
+
+    until = time.monotonic() + 60
+    while not told():
+        assert time.monotonic() < until, (found, wanted)
+        time.sleep(0.5)
+    assert not any(job.live for job in jobs.listed(tmp_path))
+    assert kept_account("status").returncode == 0
+    pids = {path.stem: int(path.read_text()) for path in (kept_account.folder / "run").glob("*.pid")}
+    assert {"mariadbd", "slurmdbd"} <= pids.keys()
+    os.kill(pids["slurmdbd"], signal.SIGKILL)
+    assert "slurmdbd: dead" in kept_account("status").stdout
+    assert kept_account("up", "1", "--accounting").returncode == 0
+    assert {job.id: job.state for job in jobs.listed(tmp_path)} == wanted, "it was written down"
+    assert kept_account("down").returncode == 0
+    assert not kept_account.folder.exists()
+    for name, pid in pids.items():
+        state = Path(f"/proc/{pid}/status")
+        assert not state.exists() or "State:\tZ" in state.read_text(), name

@@ -37,6 +37,10 @@ MODULES = {
         "export": "write a run's model and tokenizer in the form of Hugging Face",
     },
     "annotate": {"annotate": "take labels by people: to and from annotation tools, agreement, adjudication"},
+    "watching": {
+        "dashboard": "serve a page to look at the runs, on this machine only",
+        "wandb-sync": "send to Weights & Biases what trainings have kept for it offline",
+    },
     "proofs": {
         "reproduce": "rerun a run, or a recorded result, and compare",
         "record": "write an experiment's measured result beside it",
@@ -99,7 +103,7 @@ def _dispatch(words: list[str]) -> int:
     own = ("member=", "worker=", "trial=")
     training = verb == "train" or (verb == "sweep" and any(word.startswith(own) for word in words))
     with signals.handled(note=training or "--inputs" in words):
-        return getattr(importlib.import_module(f"{__name__}.{module}"), f"do_{verb}")(words)
+        return getattr(importlib.import_module(f"{__name__}.{module}"), f"do_{verb.replace('-', '_')}")(words)
 
 
 def _interrupted(error: BaseException) -> int:

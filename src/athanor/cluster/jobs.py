@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from athanor import catalog
 from athanor.cluster.commands import call
@@ -55,11 +55,15 @@ class Job:
         return json.dumps(asdict(self), default=str, ensure_ascii=False)
 
 
-def listed(root: Path | None = None) -> list[Job]:
-    """Every job of a folder of runs, the oldest first; where there is no SLURM, only what runs have written down."""
+def listed(root: Path | None = None, runs: Sequence[Run] | None = None) -> list[Job]:
+    """Every job of a folder of runs, the oldest first; where there is no SLURM, only what runs have written down.
+
+    Args:
+        runs: those of the folder that can be read; default all, of which none may be damaged.
+    """
     root = root or catalog.runs_root()
-    found = {job.id: job for job in _recorded(root)}
-    if shutil.which("squeue"):
+    found = {job.id: job for job in _recorded(root, list_runs(root) if runs is None else runs)}
+    if found and shutil.which("squeue"):
         _queued(found)
         _accounted([job for job in found.values() if not job.live and not job.state])
     for job in found.values():
@@ -71,7 +75,7 @@ def live(root: Path) -> list[Job]:
     """Those in the queue; [] where there is no SLURM."""
     if not shutil.which("squeue"):
         return []
-    found = {job.id: job for job in _recorded(root)}
+    found = {job.id: job for job in _recorded(root, list_runs(root))}
     _queued(found)
     return [job for job in found.values() if job.live]
 
@@ -129,7 +133,7 @@ def _names(reference: str, job: Job) -> bool:
     return job.name == reference or bool(name and job.name == name and job.fingerprint.startswith(beginning))
 
 
-def _recorded(root: Path) -> Iterator[Job]:
+def _recorded(root: Path, runs: Sequence[Run]) -> Iterator[Job]:
     """Jobs by what was written at their submission, then by what the attempts of runs say."""
     seen = set()
     for path in (root / FOLDER).glob("*.json"):
@@ -137,7 +141,7 @@ def _recorded(root: Path) -> Iterator[Job]:
         for job in _of_record(record):
             seen.add(job.id)
             yield job
-    for run in list_runs(root):
+    for run in runs:
         for attempt in run.manifest.get("attempts", ()):
             if (slurm := attempt.get("slurm")) and slurm["job"] not in seen:
                 seen.add(slurm["job"])
@@ -195,7 +199,7 @@ def _accounted(jobs: Sequence[Job]) -> None:
 def _look(job: Job) -> None:
     """Fills in what the run's own files say."""
     if job.log and job.log.is_file():
-        job.tail = [line for line in _end(job.log).splitlines() if line.strip()][-2:]
+        job.tail = [line for line in end_of(job.log).splitlines() if line.strip()][-2:]
     if job.directory is None or not (job.directory / "manifest.json").is_file():
         job.state = job.state or ("ENDED" if job.log and job.log.is_file() else "GONE")
         return
@@ -204,25 +208,43 @@ def _look(job: Job) -> None:
     job.restarts = mine[-1]["restarts"] if mine else 0
     job.state = job.state or run.status.upper()
     job.steps = run.manifest["config"].get("max_steps")
-    events = [event for event in _events(job.directory / METRICS) if event.get("step") is not None]
-    if events:
-        job.step = events[-1]["step"]
-        job.loss = next((event["train/loss"] for event in reversed(events) if "train/loss" in event), None)
-        first, last = events[0], events[-1]
-        if job.steps and job.live and last["step"] > first["step"]:
-            pace = (last["time"] - first["time"]) / (last["step"] - first["step"])
-            job.needs = max(job.steps - last["step"], 0) * pace
+    job.step, job.loss, needs = standing(job.directory, job.steps)
+    job.needs = needs if job.live else None
+
+
+class Standing(NamedTuple):
+    """How far a training is."""
+
+    step: int | None = None
+    loss: float | None = None
+    needs: float | None = None  # seconds until the last step, at the pace of the last ones
+
+
+def standing(directory: Path, steps: int | None) -> Standing:
+    """What the end of a run's metrics says."""
+    events = [event for event in _events(directory / METRICS) if isinstance(event.get("step"), int)]
+    if not events:
+        return Standing()
+    first, last = events[0], events[-1]
+    loss = next((event["train/loss"] for event in reversed(events) if "train/loss" in event), None)
+    if not steps or last["step"] <= first["step"]:
+        return Standing(last["step"], loss)
+    pace = (last["time"] - first["time"]) / (last["step"] - first["step"])
+    return Standing(last["step"], loss, max(steps - last["step"], 0) * pace)
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:
-    for line in _end(path).splitlines() if path.is_file() else ():
+    for line in end_of(path).splitlines() if path.is_file() else ():
         try:
-            yield json.loads(line)
+            event = json.loads(line)
         except ValueError:  # cut off, at either end
             continue
+        if isinstance(event, dict):
+            yield event
 
 
-def _end(path: Path) -> str:
+def end_of(path: Path) -> str:
+    """The last of a file that grows."""
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - TAIL, 0))
         return file.read().decode("utf-8", errors="replace")

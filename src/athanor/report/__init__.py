@@ -36,10 +36,10 @@ def write(source, path, title: str | None = None) -> Path:
 
 def render(gathered: Gathered) -> str:
     """The page as text."""
-    return fill("page.html", _context(gathered))
+    return fill("page.html", context(gathered))
 
 
-def _context(gathered: Gathered) -> dict[str, Any]:
+def context(gathered: Gathered) -> dict[str, Any]:
     trained, evaluated = gathered.trained, [run for run in gathered.trained if run.evaluations]
     judges = [run for run in evaluated if run.role == "reward"]
     policies = [run for run in evaluated if run.role != "reward"]

@@ -1,9 +1,10 @@
 """Fills a template of this folder: one self-contained page, its style and script inside, all text escaped."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from athanor import __version__
@@ -14,17 +15,25 @@ FILTERS = ("number", "p_value", "measure", "signed", "whole", "count", "size", "
 LANGUAGE_TAGS = {"zh": "zh-Hans"}
 
 
-def fill(template: str, context: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("athanor.report", "."),
+HERE = Path(__file__).parent
+
+
+def fill(template: str, context: dict[str, Any], folder: Path = HERE) -> str:
+    """The page. `folder`: of the template; what it extends may be here."""
+    style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
+    context = {"style": style, "script": script, "version": __version__} | context
+    return environment(folder).get_template(template).render(context).strip() + "\n"
+
+
+@cache
+def environment(folder: Path) -> Environment:
+    made = Environment(
+        loader=FileSystemLoader([folder, HERE]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(formats, name) for name in FILTERS}
-    environment.filters["lang"] = lambda language: LANGUAGE_TAGS.get(language, language or "und")
-    folder = Path(__file__).parent
-    style, script = (Markup((folder / name).read_text(encoding="utf-8")) for name in ("style.css", "script.js"))
-    context = context | {"style": style, "script": script, "version": __version__}
-    return environment.get_template(template).render(context).strip() + "\n"
+    made.filters |= {name: getattr(formats, name) for name in FILTERS}
+    made.filters["lang"] = lambda language: LANGUAGE_TAGS.get(language, language or "und")
+    return made

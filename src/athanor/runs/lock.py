@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from pathlib import Path
 from athanor.errors import UserError
 
 NAME = ".lock"
+FLOCK = "hhqqi"  # struct flock of Linux: type, whence, start, length, pid
 _held: set[Path] = (
     set()
 )  # by this process, to which its own locks are no obstacle and which loses one by closing any copy
@@ -67,10 +70,13 @@ def is_locked(directory: Path) -> bool:
     if path in _held:
         return True
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDONLY if sys.platform == "linux" else os.O_RDWR)  # it may be another user's
     except OSError:
         return False
     try:
+        if sys.platform == "linux":  # asked without taking it, which could be in the way of one who wants it just then
+            asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            return struct.unpack(FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
     except OSError:

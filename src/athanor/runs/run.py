@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -173,13 +174,17 @@ def open_run(reference: str | Path, root: Path | None = None) -> Run:
 
 def list_runs(root: Path | None = None) -> list[Run]:
     """All runs in a folder of runs, by name and then by start. Hidden folders are passed over."""
-    runs = []
-    for folder, folders, files in os.walk(root or catalog.runs_root()):
+    runs = map(Run, run_folders(root or catalog.runs_root()))
+    return sorted(runs, key=lambda run: (run.name, run.manifest["started"]))
+
+
+def run_folders(root: Path) -> Iterator[Path]:
+    """Every folder that has a manifest, whatever is in it; hidden folders are passed over."""
+    for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name[0] != "."]
         if MANIFEST in files:
             folders.clear()
-            runs.append(Run(Path(folder)))
-    return sorted(runs, key=lambda run: (run.name, run.manifest["started"]))
+            yield Path(folder)
 
 
 def verified(path: Path) -> Path:

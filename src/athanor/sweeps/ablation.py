@@ -52,6 +52,7 @@ class Member:
     levels: dict[str, str]
     experiment: Experiment
     measured: Experiment | None = None
+    sweep: str = ""  # that it is of: its group on Weights & Biases
 
     @property
     def target(self) -> Experiment:
@@ -168,7 +169,7 @@ class Ablation:
                 inputs={self.measure["input"]: experiment},
                 stand_ins=self._shared,
             )
-        return Member(number, seed, levels, experiment, measured)
+        return Member(number, seed, levels, experiment, measured, f"ablations/{self.name}")
 
     def validate(self, check: Callable[[Member], None] | None = None) -> None:
         """Raise one UserError with the problems of all members, each once; those of the first seed before any other.

@@ -69,6 +69,8 @@ def make_member(member: Member, progress: Progress, callbacks: Sequence[Any] = (
         experiment.validate()
     for experiment in wanting:
         make(experiment, progress)
+    if member.sweep:
+        os.environ["WANDB_RUN_GROUP"] = member.sweep
     if rank() > 0:
         store.execute(member.experiment, callbacks=callbacks)
         return None

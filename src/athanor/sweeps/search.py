@@ -154,7 +154,8 @@ class Search:
         levels = {key: value if isinstance(value, str) else f"{value:.4g}" for key, value in point.items()}
         for seed in self.seeds:
             overrides = (*self.overrides, *kept, *([f"seed={seed}"] if self._seeded else []))
-            yield Member(number, seed, levels, config.load(self.base, overrides, stand_ins=self._shared))
+            experiment = config.load(self.base, overrides, stand_ins=self._shared)
+            yield Member(number, seed, levels, experiment, sweep=f"search/{self.name}")
 
     def validate(self, check: Callable[[Member], None] | None = None) -> None:
         """Raise a UserError unless each end of each range and each choice composes and suits its constructors.

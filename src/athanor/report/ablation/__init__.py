@@ -34,10 +34,10 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 
 def page(results: Results) -> str:
-    return fill("ablation.html", _context(results))
+    return fill("ablation.html", context(results))
 
 
-def _context(results: Results) -> dict[str, Any]:
+def context(results: Results) -> dict[str, Any]:
     ablation = results.ablation
     factors = list(dict.fromkeys(level.factor for level in results.levels))
     by_factor = [(factor, [level for level in results.levels if level.factor == factor]) for factor in factors]

@@ -36,7 +36,7 @@ def write(found: Found, folder: Path) -> list[Path]:
 
 
 def page(found: Found) -> str:
-    return fill("search.html", _context(found))
+    return fill("search.html", context(found))
 
 
 def table(found: Found) -> str:
@@ -52,7 +52,7 @@ def table(found: Found) -> str:
     return text.getvalue()
 
 
-def _context(found: Found) -> dict[str, Any]:
+def context(found: Found) -> dict[str, Any]:
     search, best = found.search, found.best
     counts = {state: sum(o.state == state for o in found.outcomes) for state in ("complete", "pruned", "fail")}
     open_ = max(search.trials, len(found.outcomes)) - sum(counts.values())
