@@ -38,6 +38,7 @@ STOREYS = [
     {"callbacks", "placement", "acceleration", "strategies", "stages", "context", "float8"},
     {"train", "consolidate"},
     {"evaluation"},
+    {"annotation"},
     {"planning"},
     {"scaling"},
     {"report"},

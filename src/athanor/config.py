@@ -31,7 +31,7 @@ from athanor.errors import UserError
 from athanor.runs.files import Hashes
 from athanor.runs.run import Run, find_run
 
-EXECUTION = ("cluster", "strategy", "logger", "paths", "checkpoint", "display")
+EXECUTION = ("cluster", "strategy", "logger", "paths", "checkpoint", "display", "executor")
 LIBRARIES = ("torch.", "torchmetrics.", "lightning.")  # of a version that the manifest records
 DESCRIPTIVE = ("name", "tags", "allowed_targets")
 NOT_PORTABLE = ("name", "paths", "logger", "display")

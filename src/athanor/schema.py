@@ -33,8 +33,12 @@ def experiment(
     """
 
 
-def prepare(*, job: Node) -> None:
-    """`job` has `run(context: RunContext) -> dict[str, float]`."""
+def prepare(*, job: Node, executor: dict[str, Any] = {}) -> None:  # noqa: B006
+    """`job` has `run(context: RunContext) -> dict[str, float]`.
+
+    Args:
+        executor: where the parts of a corpus are cleaned, a node of `athanor.corpus.executors`.
+    """
 
 
 def evaluate(*, job: Node) -> None:

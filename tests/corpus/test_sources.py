@@ -388,3 +388,24 @@ def test_this_python(shared):
     assert "function json.dumps(obj, *, skipkeys=False" in documents["python/json/docstrings"]
     assert "Serialize ``obj`` to a JSON formatted ``str``." in documents["python/json/docstrings"]
     assert documents["python/json.decoder/source"] == (root / "json/decoder.py").read_text()
+
+
+def test_a_data_set_of_hugging_face_from_a_folder(tmp_path):
+    pytest.importorskip("datasets")
+    from athanor.corpus.sources import HuggingFace
+
+    rows = [{"text": f"第{n}行", "kind": "a" if n < 2 else "b"} for n in range(5)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "train.jsonl").write_text(lines, "utf-8")
+    (tmp_path / "test.jsonl").write_text(lines.splitlines(keepends=True)[0], "utf-8")
+    found = list(HuggingFace(str(tmp_path), "hub", language="zh", meta_keys=["kind"]))
+    assert [d.text for d in found] == [row["text"] for row in rows]
+    assert found[2].meta == {"kind": "b"}
+    assert (found[2].id, found[2].source, found[2].language) == (f"hub/{tmp_path.name}:3", "hub", "zh")
+    assert len(list(HuggingFace(str(tmp_path), "hub", split="test"))) == 1
+    grouped = list(HuggingFace(str(tmp_path), "hub", group_by=["kind"]))
+    assert [d.text for d in grouped] == ["第0行\n第1行", "第2行\n第3行\n第4行"]
+    with pytest.raises(UserError, match="cannot be read"):
+        list(HuggingFace(str(tmp_path), "hub", split="none"))
+    with pytest.raises(UserError, match="no field 'body'"):
+        list(HuggingFace(str(tmp_path), "hub", text_key="body"))

@@ -31,11 +31,13 @@ def do_submit(words: list[str]) -> int:
         raise UserError("--at-once, --workers and --retries are for `athanor submit sweep`")
     name, overrides = chosen_experiment(options.verb, options.overrides)
 
-    from athanor.cluster import jobs, submission
+    from athanor.cluster import jobs, parts, submission
 
     waiting: dict[str, str] = {}
     if options.verb == "pipeline":
         found, waiting = submission.prepare_pipeline(name, overrides)
+    elif options.verb == "prepare":
+        found = parts.prepare(name, overrides)
     else:
         single = submission.prepare(options.verb, name, overrides)
         found = {} if single is None else {name: single}

@@ -17,6 +17,7 @@ from athanor.cli.parts import (
     progress_for,
     short,
 )
+from athanor.errors import UserError
 
 if TYPE_CHECKING:
     from athanor.config import Experiment
@@ -27,6 +28,8 @@ def _execute(verb: str, words: list[str]) -> int:
     add_execution_options(parser)
     parser.add_argument("--print", action="store_true", dest="show", help="show the resolved config and stop")
     parser.add_argument("--with-inputs", action="store_true", help="make unfinished input runs first")
+    if verb == "prepare":
+        parser.add_argument("--parts", metavar="K/N", help="documents: make the parts K, K + N, ... and stop")
     options = parser.parse_intermixed_args(words)
     name, overrides = chosen_experiment(verb, options.overrides)
 
@@ -44,6 +47,9 @@ def _execute(verb: str, words: list[str]) -> int:
         experiment.validate()
         print(f"ok {experiment.name} {experiment.fingerprint} {short(experiment.directory)}")
         return 0
+
+    if verb == "prepare" and options.parts:
+        return _make_parts(experiment, options.parts)
 
     from athanor.progress import clock
     from athanor.runs import store
@@ -79,6 +85,30 @@ def _execute(verb: str, words: list[str]) -> int:
     return 0
 
 
+def _make_parts(experiment: Experiment, chosen: str) -> int:
+    """Parts K, K + N, ... of a corpus; of an array of SLURM, K is the number of the element."""
+    import os
+
+    first, _, step = chosen.partition("/")
+    first = first or os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    if not (first.isdigit() and step.isdigit() and 1 <= int(first) <= int(step)):
+        raise UserError(f"--parts {chosen} is K/N, with K from 1 to N; K is left out in an array of SLURM")
+
+    from athanor.corpus.executors import make_some
+    from athanor.runs import store
+
+    experiment.validate()
+    if store.is_finished(experiment):
+        print("already done")
+        return 0
+    with progress_for(experiment) as progress:
+        progress.start(f"{experiment.name}: parts")
+        count = make_some(experiment, int(first) - 1, int(step), progress.update)
+        progress.finish()
+    print(f"{count} parts are there")
+    return 0
+
+
 def _as_its_reader(experiment: Experiment, execution: Sequence[str]) -> Experiment:
     """An input's experiment, run the way its reader was told to run."""
     from athanor import config
@@ -89,7 +119,10 @@ def _as_its_reader(experiment: Experiment, execution: Sequence[str]) -> Experime
 
 
 def do_plan(words: list[str]) -> int:
-    parser = new_parser("plan", "experiment=NAME [cluster=NAME] [key=value ...]", experiments=True)
+    if any(word.startswith("size=") for word in words):
+        return _plan_corpus(words)
+    usage = "experiment=NAME [cluster=NAME] [key=value ...] | experiment=DOCUMENTS size=100TB [key=value ...]"
+    parser = new_parser("plan", usage, experiments=True)
     parser.listed = "train"
     parser.add_argument(
         "--device", metavar="NAME", help="such as h100, or cpu; default the cluster's or this machine's"
@@ -117,6 +150,36 @@ def do_plan(words: list[str]) -> int:
     from rich.console import Console
 
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(show.render(found))
+    return 0
+
+
+def _plan_corpus(words: list[str]) -> int:
+    parser = new_parser("plan", "experiment=NAME size=100TB [key=value ...]", experiments=True)
+    parser.listed = "prepare"
+    parser.add_argument("--sample", default="50MB", metavar="SIZE", help="of the files, to measure on; default 50MB")
+    parser.add_argument("--cores", type=int, default=1000, metavar="N", help="that there will be; default 1000")
+    parser.add_argument("--memory", type=float, default=64, metavar="GIB", help="of a process; default 64")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_intermixed_args(words)
+    size = next(word for word in options.overrides if word.startswith("size=")).removeprefix("size=")
+    name, overrides = chosen_experiment(
+        "prepare", [word for word in options.overrides if not word.startswith("size=")], verb="plan"
+    )
+
+    from athanor import config
+    from athanor.planning import corpus
+
+    experiment = config.load(name, overrides)
+    experiment.validate()
+    found = corpus.plan(
+        experiment, corpus.size_in_bytes(size), corpus.size_in_bytes(options.sample), options.cores, options.memory
+    )
+    if options.json:
+        print(found.as_json())
+        return 0
+    print_table([(experiment.name, "sample", size), *corpus.rows(found)])
+    if found.unknown:
+        print(f"not counted: memory of {', '.join(found.unknown)}")
     return 0
 
 

@@ -76,6 +76,7 @@ class Balance(Step):
     """
 
     name = "balance"
+    alone = False
 
     def __init__(
         self,

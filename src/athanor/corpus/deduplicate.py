@@ -45,6 +45,7 @@ class Duplicates(Step):
     """
 
     reason = "duplicate"
+    alone = False
 
     def __init__(self, keep: Keep = "first", against: list[str] | None = None, only: list[str] | None = None):
         super().__init__(only)

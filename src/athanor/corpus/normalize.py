@@ -40,13 +40,13 @@ WIDTH = {code: code - 0xFEE0 for first, last in ("０９", "ＡＺ", "ａｚ") f
 CONVERSIONS = {"simplified": "t2s", "traditional": "s2t"}
 
 
-def rare(module: str) -> Any:
-    """A library that only some configs need."""
+def rare(module: str, extra: str = "text") -> Any:
+    """A library that only some configs need. extra: what brings it."""
     try:
         return importlib.import_module(module)
     except ImportError:
         raise UserError(
-            f"this config needs the package {module}; install it with `pip install 'athanor[text]'`."
+            f"this config needs the package {module}; install it with `pip install 'athanor[{extra}]'`."
         ) from None
 
 

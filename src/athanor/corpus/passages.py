@@ -32,6 +32,7 @@ class RepeatedPassages(Step):
     """
 
     name = "repeated passages"
+    alone = False
 
     def __init__(
         self,

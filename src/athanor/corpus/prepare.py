@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from athanor.corpus import parts
 from athanor.corpus.documents import FILENAME, Document, write_documents
 from athanor.corpus.sources import Source
 from athanor.corpus.steps import Step
 from athanor.errors import UserError
 
 if TYPE_CHECKING:
+    from athanor.corpus.executors import Work
     from athanor.runs.context import RunContext
 
 
@@ -44,12 +46,13 @@ class PrepareDocuments:
                 )
 
     def run(self, run: "RunContext") -> dict[str, float]:
+        work, incoming, passed = self.parts(run)
         run.progress.stage("cleaning")
-        incoming = {source.name: Counter(documents=0, bytes=0) for source in self.sources}
         kept = {source.name: Counter(documents=0, bytes=0) for source in self.sources}
         languages: dict[str, Counter[str]] = {}
         lengths: dict[str, Counter[int]] = {}
-        passed = [0] * (len(self.steps) + 1)  # documents that came to each step, and to the end
+        begun = len(passed) - 1  # steps that the parts have been through
+        left = [0] * (len(self.steps) - begun + 1)
 
         def read() -> Iterator[Document]:
             total = sum(source.bytes_total for source in self.sources)
@@ -57,15 +60,15 @@ class PrepareDocuments:
             for source in self.sources:
                 for document in source:
                     incoming[source.name].update(documents=1, bytes=document.size)
-                    run.progress.update(done + source.bytes_read, total, documents=passed[0], kept=passed[-1])
+                    run.progress.update(done + source.bytes_read, total, documents=left[0], kept=left[-1])
                     yield document
                 done += source.bytes_total
-                run.progress.update(done, total, documents=passed[0], kept=passed[-1])
+                run.progress.update(done, total, documents=left[0], kept=left[-1])
 
-        def counting(documents: Iterable[Document], position: int) -> Iterator[Document]:
-            for document in documents:
-                passed[position] += 1
+        def gathered(work: "Work") -> Iterator[Document]:
+            for document in parts.documents_of(work.parts, work.folder):
                 yield document
+                run.progress.update(left[0], passed[-1], documents=passed[0], kept=left[-1])
 
         def checked(documents: Iterable[Document]) -> Iterator[Document]:
             for document in documents:
@@ -79,13 +82,12 @@ class PrepareDocuments:
                 if document.source in kept:
                     kept[document.source].update(documents=1, bytes=document.size)
                 yield document
-            if not passed[-1]:
-                raise UserError(self.why_empty(passed[0]))
+            if not left[-1]:
+                raise UserError(self.why_empty(passed[0] if work else left[0]))
 
-        stream: Iterable[Document] = counting(read(), 0)
-        for position, step in enumerate(self.steps, 1):
-            stream = counting(step(stream), position)
-        count = write_documents(run.directory / FILENAME, checked(stream))
+        documents = gathered(work) if work else read()
+        count = write_documents(run.directory / FILENAME, checked(parts.flow(documents, self.steps[begun:], left)))
+        passed = [*passed[:-1], *left]
 
         account = {
             "sources": {
@@ -118,11 +120,36 @@ class PrepareDocuments:
         }
         with run.temporary("cleaning.json") as path:
             path.write_text(json.dumps(account, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        if work:
+            parts.clear(work.folder)
         return {
             "documents": count,
             "bytes": sum(counts["bytes"] for counts in languages.values()),
             "dropped": sum(step.dropped.total() for step in self.steps),
         }
+
+    def parts(self, run: "RunContext") -> tuple["Work | None", dict[str, Counter[str]], list[int]]:
+        """(where the parts are, once all are made; what came from each source; how many documents came to each step
+        that they have been through, and out of the last), or None, nothing and [0] where it is not worth the while.
+        """
+        nothing = {source.name: Counter(documents=0, bytes=0) for source in self.sources}
+        if (experiment := getattr(run, "experiment", None)) is None:
+            return None, nothing, [0]
+        from athanor.corpus.executors import Local, executor_of, work_of
+
+        executor = executor_of(experiment)
+        work = work_of(experiment, self, executor)
+        alone = type(executor) is Local and executor.count(work) < 2 and not work.folder.exists()
+        if len(work.parts) < 2 or alone or not parts.leading(self.steps):
+            return None, nothing, [0]
+        run.progress.stage("cleaning parts")
+        total = sum(part.size for part in work.parts)
+        done = total - sum(part.size for part in work.missing())
+        run.progress.update(done, total, parts=len(work.parts))
+        for part in executor.make(work):
+            done += part.size
+            run.progress.update(done, total, parts=len(work.parts))
+        return work, *parts.gather(self, work.parts, work.folder)
 
     def why_empty(self, documents: int) -> str:
         if not documents:

@@ -522,6 +522,10 @@ def removal_list(files: list[str] | str) -> set[str]:
 
 
 def names_of(identity: str) -> set[str]:
-    """By which a document can be on a removal list: its identity, that of what it repeats, and hashes of these."""
-    plain = {str(identity), re.sub(r"#\d+$", "", str(identity))}
+    """By which a document can be on a removal list: its identity, that of what it repeats or was made of (a#2,
+    a#delete-1), and hashes of these.
+    """
+    plain = {name := str(identity)}
+    while (shorter := re.sub(r"#(?:[a-z]+-)?\d+$", "", name)) != name:
+        plain.add(name := shorter)
     return plain | {f"blake2b:{blake2b(name.encode(), digest_size=16).hexdigest()}" for name in plain}

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from athanor.corpus.docstrings import Docstring, docstrings
 from athanor.corpus.documents import FILENAME, UNDETERMINED, Document, documents_of
 from athanor.corpus.extract import decode_html
 from athanor.corpus.files import LONGEST, Input, decode, naming, size_of
+from athanor.corpus.normalize import rare
 from athanor.errors import UserError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -62,6 +63,11 @@ class Source:
         self.current: Input | None = None
         if not self.files:
             raise UserError(f"source {name} has no files; check its glob in `inputs`.")
+
+    @property
+    def divisible(self) -> bool:
+        """Whether some of its files give what they give among all, so that they can be read apart."""
+        return self.max_bytes is None
 
     @property
     def bytes_read(self) -> int:
@@ -306,6 +312,71 @@ class Parquet(Records):
             raise UserError(f"{file.path} is not a whole Parquet file ({reason}); fetch or make it again.") from None
 
 
+class Place(NamedTuple):
+    """Something that is no file, where one is expected."""
+
+    path: str
+
+
+class HuggingFace(Records):
+    """A data set of the Hugging Face Hub, or a folder with one, read as a stream by the library datasets.
+
+    Its name, and the revision if given, are all that the experiment knows of a data set on the Hub: give the hash of a
+    commit. Its Parquet files can be read by `Parquet` too, from hf://datasets/OWNER/NAME/...
+
+    Args:
+        dataset: OWNER/NAME, or a folder.
+        split, configuration, revision: as of `datasets.load_dataset`.
+    """
+
+    row = "row"
+    divisible = False
+
+    def __init__(
+        self,
+        dataset: str,
+        name: str,
+        split: str = "train",
+        configuration: str | None = None,
+        revision: str | None = None,
+        language: str | None = None,
+        licence: str | None = None,
+        max_bytes: int | None = None,
+        text_key: str | list[str] = "text",
+        html_key: str | None = None,
+        id_key: str | None = None,
+        group_by: list[str] | None = None,
+        separator: str = "\n",
+        meta_keys: list[str] | None = None,
+        broken: Literal["stop", "skip"] = "stop",
+    ):
+        super().__init__(
+            [dataset], name, language, licence, max_bytes, text_key, html_key, id_key, group_by, separator, meta_keys,
+            broken,
+        )  # fmt: skip
+        self.dataset, self.split = dataset, split
+        self.configuration, self.revision = configuration, revision
+
+    def inputs(self) -> Iterator[Any]:
+        yield Place(self.dataset)
+
+    def records(self, file: Any) -> Iterator[tuple[int, dict]]:
+        datasets = rare("datasets", "datasets")
+        try:
+            rows = datasets.load_dataset(
+                self.dataset, self.configuration, split=self.split, revision=self.revision, streaming=True
+            )
+            yield from enumerate(rows, 1)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"source {self.name}: the data set {self.dataset} cannot be read ({reason}); check its name, split and "
+                "configuration, and whether the Hub can be reached."
+            ) from None
+
+
 class Html(Source):
     """Web pages saved as files, a document each, still markup: the step ExtractHtml makes text of them."""
 
@@ -372,6 +443,8 @@ class Documents(Source):
         super().__init__([str(Path(run) / FILENAME)], name, None, licence, max_bytes)
         self.run = run
 
+    divisible = False
+
     def documents(self) -> Iterator[Document]:
         for document in documents_of(self.run):
             yield document._replace(source=self.name)
@@ -403,6 +476,8 @@ class PythonStandardLibrary(Source):
         self.include = include or ["docstrings", "source"]
         if unknown := set(self.include) - {"docstrings", "source"}:
             raise UserError(f"source {name}: include has {', '.join(sorted(unknown))}; it takes docstrings and source.")
+
+    divisible = False  # modules come in an order of their own
 
     def documents(self) -> Iterator[Document]:
         modules = {module_name(path): path for path in self.files}

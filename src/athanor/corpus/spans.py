@@ -67,6 +67,7 @@ class RepeatedSpans(Step):
     """
 
     name = "repeated spans"
+    alone = False
 
     def __init__(
         self,

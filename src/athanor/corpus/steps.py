@@ -18,9 +18,12 @@ class Step:
     counts: other things worth reporting, by name.
     details: what is more than a count, as JSON; for the data card.
     only: the sources that the step applies to; the documents of others pass untouched. None is all.
+    alone: whether what it does with a document depends on that document alone, so that parts of a corpus can be cleaned
+        apart.
     """
 
     name = "step"
+    alone = True
 
     def __init__(self, only: list[str] | None = None):
         self.only = only

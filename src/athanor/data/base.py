@@ -205,7 +205,8 @@ class RecordData(Data):
     def records(
         self, split: Split, convert: Callable[[dict[str, Any], str], T], prompt: Callable[[T], Any]
     ) -> tuple[list[str], list[T]]:
-        """(places in the files, converted records) of a split; all that share their `prompt` fall on the same side.
+        """(places in the files, converted records) of a split; all that share their `prompt` fall on the same side, and
+        augmented ones on that of their origin, whose prompt they have as `split_key`.
 
         Raises:
             UserError: a file cannot be read; `convert` refuses a record and `invalid` is "error".
@@ -221,7 +222,7 @@ class RecordData(Data):
                     raise UserError(f"{sentence}, or set data.invalid=drop to leave such records out.") from None
                 refused.append(str(error))
                 continue
-            key = json.dumps(prompt(value), ensure_ascii=False)
+            key = str(record.get("split_key") or json.dumps(prompt(value), ensure_ascii=False))
             if own or held_out(key, self.validation_fraction) == (split == "validation"):
                 places.append(where)
                 values.append(value)
