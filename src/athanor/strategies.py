@@ -199,6 +199,20 @@ class Sharded(DDPStrategy):
         """This process's number among them."""
         return self.global_rank
 
+    @property
+    def data_group(self) -> Any:
+        """The processes of which each has other data; None are all."""
+        return None
+
+    def _data_group(self, group: Any) -> Any:
+        return group if group not in (None, dist.group.WORLD) else self.data_group or group
+
+    def reduce(self, tensor: Tensor, group: Any = None, reduce_op: Any = "mean") -> Tensor:
+        return super().reduce(tensor, self._data_group(group), reduce_op)
+
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        return super().all_gather(tensor, self._data_group(group), sync_grads)
+
     def setup(self, trainer: Trainer) -> None:
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
@@ -316,21 +330,9 @@ class FSDP2(Sharded):
                 if isinstance(network, Transformer):
                     parallel.check(network, self.tensor_parallel)
 
-    # --- collectives over data of their own -----------------------------------------------------------------------
-
     @property
     def data_group(self) -> Any:
-        """The processes of which each has other data; None are all."""
         return None if self.tensor_parallel == 1 or self.mesh is None else self.mesh["data"].get_group()
-
-    def _data_group(self, group: Any) -> Any:
-        return group if group not in (None, dist.group.WORLD) else self.data_group or group
-
-    def reduce(self, tensor: Tensor, group: Any = None, reduce_op: Any = "mean") -> Tensor:
-        return super().reduce(tensor, self._data_group(group), reduce_op)
-
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        return super().all_gather(tensor, self._data_group(group), sync_grads)
 
     # --- sharding -------------------------------------------------------------------------------------------------
 

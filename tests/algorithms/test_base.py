@@ -160,6 +160,26 @@ def test_a_resumed_training_ends_with_the_same_bits(make, tmp_path):
     assert found.history["train/lr"] == expected.history["train/lr"][3:]
 
 
+@pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8), (4, 2)])
+def test_a_training_resumed_with_other_micro_batches_takes_whole_steps(before, after, tmp_path):
+    """Lightning counts micro-batches to tell where a step ends."""
+    settings = {"steps": 6, "batch": 8, "clip": 0.5, "validate_every": 2}
+
+    def algorithm():
+        return SFT(decoder(VOCABULARY), optimizer(0.1, SGD), partial(linear, warmup_steps=3)), conversations()
+
+    whole, data = algorithm()
+    expected = fit(whole, data, micro=before, **settings)
+    first, data = algorithm()
+    fit(first, data, micro=before, **settings, stop=3, save=tmp_path / "c.ckpt")
+    second, data = algorithm()
+    found = fit(second, data, micro=after, **settings, resume=tmp_path / "c.ckpt")
+    assert found.values("train/loss") == pytest.approx(expected.values("train/loss")[3:], rel=1e-5)
+    assert [step for step, _ in found.history["validation/loss"]] == [4, 6]
+    for name, weight in weights(whole.model).items():
+        torch.testing.assert_close(weights(second.model)[name], weight, rtol=1e-4, atol=1e-6)
+
+
 def test_initial_weights_are_a_function_of_the_seed():
     assert same(weights(decoder(VOCABULARY, seed=3)), weights(decoder(VOCABULARY, seed=3)))
     assert not same(weights(decoder(VOCABULARY, seed=3)), weights(decoder(VOCABULARY, seed=4)))

@@ -101,6 +101,26 @@ def test_tensor_parallelism_splits_heads_and_channels(planned):
         planned(*base, "cluster.devices=4", f"strategy={options.replace('2}', '4}')}", device="h100")
 
 
+def test_a_stage_has_its_layers_and_the_activations_of_what_is_on_its_way(planned):
+    base = ("pretrain/demo", *SMALL, "cluster=gpus", "cluster.micro_batch_size=1")
+    one, two = (planned(*base, "cluster.devices=1", f"model.layers={n}", device="h100").memory for n in (1, 2))
+    stages, turns = (
+        planned(*base, "cluster.devices=4", f"strategy={name}", f"strategy.stages={count}", device="h100")
+        for name, count in (("pipeline", 4), ("pipeline_interleaved", 2))
+    )
+    assert stages.memory.parts[WEIGHTS] == one.parts[WEIGHTS]  # a layer, and both ends
+    assert stages.memory.parts[OPTIMIZER] == one.parts[OPTIMIZER]
+    assert stages.memory.parts[ACTIVATIONS] == 4 * one.parts[ACTIVATIONS]
+    assert (stages.batch.accumulation, turns.batch.accumulation) == (8, 4)
+    assert turns.memory.parts[ACTIVATIONS] == 2.5 * two.parts[ACTIVATIONS]  # five halves of its layers
+    alone = planned(*base, "cluster.devices=4", "strategy=ddp", rate=None, device="h100").time
+    for name, count, idle in (("pipeline", 4, 3 / 8), ("pipeline_interleaved", 2, 1 / 8)):
+        words = (*base, "cluster.devices=4", f"strategy={name}", f"strategy.stages={count}")
+        assert planned(*words, rate=None, device="h100").time.seconds == pytest.approx(alone.seconds * (1 + idle))
+    with pytest.raises(UserError, match=r"strategy.stages=3 does not divide the 4 devices"):
+        planned(*base, "cluster.devices=4", "strategy=pipeline", "strategy.stages=3", device="h100")
+
+
 def test_a_pair_is_two_rows(planned):
     rows = ("precision=32-true", "global_batch_size=4", "+data.validation_batch_size=1")
     single = planned("sft/demo", *rows, length=128)

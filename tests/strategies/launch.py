@@ -42,15 +42,19 @@ def bound(strategy: str) -> float:
 
 
 class Matrix:
-    """The process that trains, with a tokenizer and prompts in a folder of its own."""
+    """The process that trains, with a tokenizer and prompts in a folder of its own.
 
-    def __init__(self, folder: Path):
+    Args:
+        script: what it runs; of this folder.
+    """
+
+    def __init__(self, folder: Path, script: str = "matrix.py"):
         self.folder = folder
         prompts = folder / "prompts.jsonl"
         prompts.write_text("".join(json.dumps({"prompt": f"{q} {i}"}) + "\n" for i in range(8) for q in QUESTIONS))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])}
-        words = [str(TESTS / "strategies" / "matrix.py"), train_tokenizer(folder), str(prompts), str(folder)]
+        words = [str(TESTS / "strategies" / script), train_tokenizer(folder), str(prompts), str(folder)]
         self.process = subprocess.Popen(
             [sys.executable, *words], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

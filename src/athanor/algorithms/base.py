@@ -182,25 +182,42 @@ class Algorithm(LightningModule):
         missing = own - set(checkpoint["state_dict"])
         assert not missing, f"the checkpoint lacks {sorted(missing)[:3]}"
         self.strict_loading = not self.unsaved
+        self.recount(checkpoint)
+
+    def recount(self, checkpoint: dict[str, Any]) -> None:
+        """Numbers the micro-batches that have been as if all had been of this training's size: Lightning counts them to
+        tell where a step ends, and the checkpoint's may have been larger or smaller.
+        """
+        step, parts = checkpoint["global_step"], self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        before = round(progress["total"]["ready"] / step) if step else parts
+        for counts in (progress["total"], progress["current"]):
+            counts |= {name: count + step * (parts - before) for name, count in counts.items()}
+
+    def seed_of(self, batch_idx: int) -> int:
+        return (self.seed * 1_000_003 + batch_idx) * 4_099 + self._of_strategy("replica", self.global_rank)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout's randomness is a function of (seed, micro-batch, replica), so nothing about it needs to be
         remembered.
         """
-        replica = self._of_strategy("replica", self.global_rank)
-        torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4_099 + replica)
+        torch.manual_seed(self.seed_of(batch_idx))
         self.rate = float(self.lr_schedulers().get_last_lr()[0])  # type: ignore[union-attr]
 
     # --- losses and metrics ---------------------------------------------------------------------------------------
+
+    def begin_sums(self) -> None:
+        """At a step's first micro-batch, forgets what was summed in the last step."""
+        if self._step_of_sums != self.trainer.global_step:
+            self._sums, self._step_of_sums = {}, self.trainer.global_step
 
     def loss(self, loss_sum: Tensor, normalizer: Tensor, **sums: Tensor) -> Tensor:
         """What `training_step` returns. Each of `sums`, divided by `normalizer` and added up over the global batch, is
         logged as `train/<name>`; so is the loss. Routers' auxiliary losses, means over rows, are averaged over the
         micro-batches and added.
         """
-        if self._step_of_sums != self.trainer.global_step:
-            self._sums, self._step_of_sums = {}, self.trainer.global_step
-        parts = self.trainer.accumulate_grad_batches * self.replicas
+        self.begin_sums()
+        parts = self.trainer.accumulate_grad_batches * self._of_strategy("averaged", self.replicas)
         shares = {name: value.detach() / normalizer for name, value in {"loss": loss_sum, **sums}.items()}
         loss = loss_sum / normalizer * parts
         for name, module in self.named_children():
@@ -260,6 +277,7 @@ class Algorithm(LightningModule):
         self._validation: dict[str, Tensor] = {}
 
     def on_validation_epoch_end(self) -> None:
+        self._validation = self._of_strategy("shared", dict)(self._validation)
         if not self._validation:
             return
         metrics = {}

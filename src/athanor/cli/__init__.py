@@ -36,11 +36,11 @@ MODULES = {
         "consolidate": "write the model of an unfinished run, out of its newest checkpoint",
         "export": "write a run's model and tokenizer in the form of Hugging Face",
     },
+    "annotate": {"annotate": "take labels by people: to and from annotation tools, agreement, adjudication"},
     "watching": {
         "dashboard": "serve a page to look at the runs, on this machine only",
         "wandb-sync": "send to Weights & Biases what trainings have kept for it offline",
     },
-    "annotate": {"annotate": "take labels by people: to and from annotation tools, agreement, adjudication"},
     "proofs": {
         "reproduce": "rerun a run, or a recorded result, and compare",
         "record": "write an experiment's measured result beside it",

@@ -30,6 +30,8 @@ class Encoder(Transformer):
         cache: KeyValueCache | None = None,
         valid_BT: Tensor | None = None,
         source: None = None,
+        entering_BTD: Tensor | None = None,
+        layers: range | None = None,
     ) -> Tensor:
         """Final normalised states, [B, T, D]. Without `documents_BT` and `mask` a row is one document.
 
@@ -38,6 +40,7 @@ class Encoder(Transformer):
                 padding, which no document sees and no router counts.
             positions_BT: default 0..T-1.
             mask: bool [B, 1, T, T], true where attention is allowed; in place of documents.
+            entering_BTD, layers: see `Transformer.hidden_states`.
         """
         assert cache is None, "an encoder reads a row at once"
         if documents_BT is not None:
@@ -45,7 +48,9 @@ class Encoder(Transformer):
             valid_BT = documents_BT >= 0 if valid_BT is None else valid_BT
         elif mask is None:
             mask = torch.ones(tokens_BT.shape[1], tokens_BT.shape[1], dtype=torch.bool, device=tokens_BT.device)
-        return super().hidden_states(tokens_BT, positions_BT=positions_BT, mask=mask, valid_BT=valid_BT)
+        return super().hidden_states(
+            tokens_BT, positions_BT=positions_BT, mask=mask, valid_BT=valid_BT, entering_BTD=entering_BTD, layers=layers
+        )
 
     def narrowed(
         self, mask: Tensor | None, pattern: Pattern, queries_BT: Tensor, keys_BS: Tensor, reach: float

@@ -5,6 +5,8 @@ Matrices that are stored joined (query-key-value, gate-up) would be cut in the w
 stored in another order on the split model: for each device its part of the first matrix, then of the second, and so on.
 """
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -44,8 +46,7 @@ def joined_rows(parts: list[int], ways: int) -> Tensor:
     """For matrices of `parts` rows that are stored joined: which row of the joined one is stored at each place, so that
     `ways` equal pieces of it hold equal pieces of every matrix.
     """
-    starts = torch.tensor([0, *parts]).cumsum(0)
-    matrices = [torch.arange(start, start + size).chunk(ways) for start, size in zip(starts.tolist(), parts)]
+    matrices = [torch.arange(end - size, end).chunk(ways) for end, size in zip(accumulate(parts), parts)]
     return torch.cat([matrix[way] for way in range(ways) for matrix in matrices])
 
 

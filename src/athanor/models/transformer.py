@@ -261,6 +261,8 @@ class Transformer(nn.Module):
         cache: KeyValueCache | None = None,
         valid_BT: Tensor | None = None,
         source: Any = None,
+        entering_BTD: Tensor | None = None,
+        layers: range | None = None,
     ) -> Tensor:
         """Final normalised states, [B, T, D]. Without `documents_BT` and `mask`, attention is causal over the whole
         row.
@@ -272,7 +274,10 @@ class Transformer(nn.Module):
             cache: keys and values of earlier tokens; extended in place.
             valid_BT: bool; tokens that count in the routers' losses and load. Default all.
             source: what blocks that read more than their own row are given (`athanor.models.encoder_decoder`).
+            layers: only these, and the states that leave the last of them. Default all.
+            entering_BTD: the states that enter the first of `layers`, which is not the first of all.
         """
+        layers = range(len(self.blocks)) if layers is None else layers
         start = cache.length if cache is not None else 0
         tokens = tokens_BT.shape[1]
         reach = start + tokens if positions_BT is None else math.inf
@@ -281,7 +286,7 @@ class Transformer(nn.Module):
                 raise ValueError(f"a sequence of {start + tokens} tokens exceeds the model's context of {self.context}")
             positions_BT = torch.arange(start, start + tokens, device=tokens_BT.device)[None]
         ordered = mask is None and cache is None and not self.both_ways
-        x_BTD = self.embedding(tokens_BT)
+        x_BTD = self.embedded(tokens_BT, positions_BT) if entering_BTD is None else entering_BTD
         masks: list[Any]
         if ordered and self.flexible(x_BTD):
             masks = [
@@ -300,15 +305,11 @@ class Transformer(nn.Module):
             if x_BTD.device.type == "cpu" and computing_dtype(x_BTD) == torch.bfloat16:
                 masks = [None if mask is None else Bias(additive(mask), ordered) for mask in masks]
 
-        if self.embedding_scale != 1:
-            x_BTD = x_BTD * self.embedding_scale
-        if self.position_embedding is not None:
-            x_BTD = x_BTD + self.position_embedding(positions_BT).to(x_BTD.dtype)
-        x_BTD = self.dropout(x_BTD)
         turn = self.positions.rotation(positions_BT, self.sizes.channels, computing_dtype(x_BTD))
         routings: dict[int, Routing] = {}
         besides = () if source is None else (source,)
-        for layer, block in enumerate(self.blocks):
+        for layer in layers:
+            block = self.blocks[layer]
             # Only training has the one shape that compiling pays for.
             step = block if self.training and cache is None else block._call_impl
             if self.recompute and self.training and torch.is_grad_enabled():
@@ -321,7 +322,15 @@ class Transformer(nn.Module):
             cache.advance(tokens)
         if routings and torch.is_grad_enabled():
             self.remember(routings)
-        return self.norm(x_BTD)
+        return self.norm(x_BTD) if layers.stop == len(self.blocks) else x_BTD
+
+    def embedded(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        x_BTD = self.embedding(tokens_BT)
+        if self.embedding_scale != 1:
+            x_BTD = x_BTD * self.embedding_scale
+        if self.position_embedding is not None:
+            x_BTD = x_BTD + self.position_embedding(positions_BT).to(x_BTD.dtype)
+        return self.dropout(x_BTD)
 
     def flexible(self, x_BTD: Tensor) -> bool:
         """Whether masks may be those of `gpu_attention`."""

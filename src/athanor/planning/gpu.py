@@ -31,8 +31,8 @@ class FusedNorm(torch.autograd.Function):
         return torch.empty_like(x), torch.empty_like(weight)
 
 
-def fused_norm(weight: Tensor, x: Tensor) -> Tensor:
-    result: Tensor = FusedNorm.apply(x, weight)
+def fused_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    result: Tensor = FusedNorm.apply(x, norm.weight)  # whichever it has by then: sharding puts others in its place
     return result
 
 
@@ -41,7 +41,7 @@ def as_on_gpu(module: nn.Module) -> Iterator[None]:
     """While it is entered, the module computes with what stands for a GPU's kernels."""
     for part in module.modules():
         if isinstance(part, nn.RMSNorm):
-            part.forward = partial(fused_norm, part.weight)  # type: ignore[method-assign]
+            part.forward = partial(fused_norm, part)  # type: ignore[method-assign]
         elif isinstance(part, SelfAttention):
             part.dropout = 0.0
     blocks = linear_cross_entropy.LOGITS

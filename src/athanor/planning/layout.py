@@ -8,17 +8,17 @@ float32 parameters, so the low-precision copies that the backward pass needs are
 from typing import Any, NamedTuple
 
 from athanor.errors import UserError
-from athanor.planning.live import FROZEN, GRADIENTS, OPTIMIZER, WEIGHTS, WORKING
+from athanor.planning.live import ACTIVATIONS, FROZEN, GRADIENTS, OPTIMIZER, WEIGHTS, WORKING
 
 BUCKET = 500_000_000  # elements: DeepSpeed's own reduce_bucket_size
 STAGES = {1: "zero1", 2: "zero2", 3: "zero3"}
 NAMES = {"ddp": "ddp", "fsdp": "fsdp", "deepspeed": "zero2"} | {f"deepspeed_stage_{n}": s for n, s in STAGES.items()}
 CLASSES = {
     "DDPStrategy": "ddp", "FSDP": "fsdp", "FSDP2": "fsdp", "FSDPStrategy": "fsdp", "ModelParallelStrategy": "fsdp",
-    "ZeRO": "zero", "DeepSpeedStrategy": "zero",
+    "ZeRO": "zero", "DeepSpeedStrategy": "zero", "Pipeline": "pipeline",
 }  # fmt: skip
 SHARDED = {
-    "single": (), "ddp": (), "zero1": (OPTIMIZER,), "zero2": (OPTIMIZER, GRADIENTS),
+    "single": (), "ddp": (), "pipeline": (), "zero1": (OPTIMIZER,), "zero2": (OPTIMIZER, GRADIENTS),
     "zero3": (OPTIMIZER, GRADIENTS, WEIGHTS, FROZEN), "fsdp": (OPTIMIZER, GRADIENTS, WEIGHTS, FROZEN),
 }  # fmt: skip
 
@@ -26,11 +26,12 @@ SHARDED = {
 class Layout(NamedTuple):
     """
     Args:
-        kind: single, ddp, fsdp, zero1, zero2 or zero3.
+        kind: single, ddp, fsdp, zero1, zero2, zero3 or pipeline.
         devices: of all nodes.
         tensor: devices that share every layer.
         groups: that hold all the shards each.
         offload: the optimizer is on the CPU.
+        stages: devices that share the layers of a network, each of which has `turns` parts of them.
     """
 
     kind: str
@@ -38,11 +39,24 @@ class Layout(NamedTuple):
     tensor: int = 1
     groups: int = 1
     offload: bool = False
+    stages: int = 1
+    turns: int = 1
 
     @property
     def replicas(self) -> int:
         """Devices, or groups that share layers, that see rows of their own."""
-        return self.devices // self.tensor
+        return self.devices // (self.tensor * self.stages)
+
+    @property
+    def in_flight(self) -> float:
+        """Micro-batches whose activations the first of the stages holds at once, all of its layers counted as one."""
+        if self.turns == 1:
+            return float(self.stages)
+        return (2 * (self.stages - 1) + (self.turns - 1) * self.stages + 1) / self.turns
+
+    def idle(self, accumulation: int) -> float:
+        """Time in which a stage waits, over that in which it computes (Narayanan et al. 2021, section 2.2)."""
+        return (self.stages - 1) / (self.turns * accumulation)
 
     @property
     def shards(self) -> int:
@@ -54,6 +68,8 @@ class Layout(NamedTuple):
             category = OPTIMIZER
         if category == OPTIMIZER and self.offload:
             return 0.0
+        if category == ACTIVATIONS and self.stages > 1:
+            return self.in_flight
         return 1 / self.shards if category in SHARDED[self.kind] else 1.0
 
     def extra(self, sizes: "Sizes", phase: str) -> dict[str, float]:
@@ -87,13 +103,16 @@ def layout_of(strategy: Any, devices: int) -> Layout:
     Raises:
         UserError: a strategy that is not planned for, or that does not fit the number of devices.
     """
-    tensor, groups, offload = 1, 1, False
+    tensor, groups, offload, stages, turns = 1, 1, False, 1, 1
     if isinstance(strategy, dict):
         name = str(strategy.get("_target_")).rpartition(".")[2]
         kind = CLASSES.get(name)
         if kind == "zero":
             kind, offload = STAGES.get(strategy.get("stage", 2)), bool(strategy.get("offload"))
+        if kind == "pipeline":
+            stages, turns = int(strategy.get("stages", 2)), int(strategy.get("turns", 1))
         wanted = {key: strategy.get(key, 1) for key in ("tensor_parallel", "tensor_parallel_size", "replicas")}
+        wanted |= {"stages": stages}
         sizes = {key: 1 if value == "auto" else int(value) for key, value in wanted.items()}
         tensor, groups = max(sizes["tensor_parallel"], sizes["tensor_parallel_size"]), sizes["replicas"]
         for key, size in sizes.items():
@@ -108,4 +127,4 @@ def layout_of(strategy: Any, devices: int) -> Layout:
         raise UserError(f"there is no plan for strategy {name}; there is for auto, {', '.join((*NAMES, *CLASSES))}")
     if devices == tensor:
         return Layout("single", devices, tensor)
-    return Layout(kind, devices, tensor, groups, offload)
+    return Layout(kind, devices, tensor, groups, offload, stages, turns)

@@ -21,7 +21,9 @@ from torch.utils._pytree import tree_leaves
 WEIGHTS, FROZEN, GRADIENTS, OPTIMIZER = "weights", "frozen models", "gradients", "optimizer state"
 INPUTS, COPIES, ACTIVATIONS = "inputs", "low-precision weights", "activations"
 LOGITS, WORKING, CACHE = "logits and loss", "working memory", "key-value cache"
-CATEGORIES = (WEIGHTS, FROZEN, GRADIENTS, OPTIMIZER, INPUTS, COPIES, ACTIVATIONS, LOGITS, CACHE, WORKING)
+GATHERED = "gathered"
+CATEGORIES = (WEIGHTS, FROZEN, GRADIENTS, OPTIMIZER, INPUTS, COPIES, ACTIVATIONS, LOGITS, CACHE, WORKING,
+              GATHERED)  # fmt: skip
 
 ATEN = torch.ops.aten
 BLOCK = 512  # bytes: CUDA's allocator counts in these; of no weight elsewhere
@@ -89,7 +91,7 @@ class Live(TorchDispatchMode):
         if result is None:
             result = function(*args, **(kwargs or {}))
         category = self.making
-        if function is ATEN._to_copy.default and self.category(args[0]) in (WEIGHTS, FROZEN):
+        if function is ATEN._to_copy.default and self.category(args[0]) in (WEIGHTS, FROZEN, GATHERED):
             category = COPIES
         for value in tree_leaves(result):
             if isinstance(value, Tensor):

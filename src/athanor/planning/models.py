@@ -3,6 +3,7 @@ run its model.json, from a run yet to be made the experiment that will make it.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,20 @@ def one_of(config: dict[str, Any], parts: int) -> dict[str, Any]:
         return own
 
     return config if parts == 1 else narrowed(config)
+
+
+def staged(config: dict[str, Any], stages: int) -> dict[str, Any]:
+    """The config of what one stage of a pipeline holds: its model with so much fewer layers, and with both ends of the
+    network, which no stage has; whole rounds of parts that the layers take in turn.
+    """
+
+    def shortened(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        if "layers" not in node:
+            return {key: shortened(value) for key, value in node.items()}
+        rounds = [node.get("feedforward"), (node.get("attention") or {}).get("patterns")]
+        unit = math.lcm(*(len(parts) for parts in rounds if isinstance(parts, list) and parts))
+        return {**node, "layers": -(-node["layers"] // (stages * unit)) * unit}
+
+    return config if stages == 1 else config | {"model": shortened(config["model"])}

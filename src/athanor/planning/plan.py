@@ -148,7 +148,8 @@ def context_of(model: dict[str, Any]) -> int:
 
 def memory(config: dict[str, Any], shape: Shape, batch: BatchPlan, layout: Layout, machine: Machine) -> Memory:
     """Of one device, by part, in the phase that holds most."""
-    traced = step.trace(models.one_of(config, layout.tensor), shape, batch, layout, machine.gpu)
+    own = models.staged(models.one_of(config, layout.tensor), layout.stages)
+    traced = step.trace(own, shape, batch, layout, machine.gpu)
     dearest: Memory | None = None
     for phase, moment in traced.peaks.items():
         parts = {name: size * layout.share(name, phase) for name, size in moment.parts.items()}
@@ -264,7 +265,7 @@ def duration(
         return Time(tokens, flops, seconds, seconds * layout.devices / 3600, None, wishes.rate * layout.devices)
     if peak is None:
         return Time(tokens, flops, None, None, mfu, None)
-    seconds = flops / (mfu * peak * layout.devices)
+    seconds = flops / (mfu * peak * layout.devices) * (1 + layout.idle(batch.accumulation))
     return Time(tokens, flops, seconds, seconds * layout.devices / 3600, mfu, tokens / seconds)
 
 

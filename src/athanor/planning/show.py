@@ -30,7 +30,8 @@ def as_json(plan: Plan) -> str:
             "name": machine.name, "memory_bytes": machine.memory, "peak_flops": machine.peak,
             "peak_is": machine.peak_is,
         },
-        "strategy": {"kind": layout.kind, "devices": layout.devices, "tensor_parallel": layout.tensor},
+        "strategy": {"kind": layout.kind, "devices": layout.devices, "tensor_parallel": layout.tensor,
+                     "stages": layout.stages, "turns": layout.turns},
         "batch": {
             "global": batch.global_batch_size, "micro": batch.micro, "accumulation": batch.accumulation,
             "length": plan.shape.length, "kind": plan.shape.kind,
@@ -68,8 +69,10 @@ def render(plan: Plan) -> RenderableType:
 def where(plan: Plan) -> str:
     layout = plan.layout
     devices = plan.machine.name if layout.devices == 1 else f"{layout.devices} x {plan.machine.name}"
-    tensor = f", each layer over {layout.tensor}" if layout.tensor > 1 else ""
-    return f"{devices}, {layout.kind}{tensor}, {plan.precision}"
+    shared = f", each layer over {layout.tensor}" if layout.tensor > 1 else ""
+    if layout.stages > 1:
+        shared = f" of {layout.stages} x {layout.turns} stages"
+    return f"{devices}, {layout.kind}{shared}, {plan.precision}"
 
 
 def spread(plan: Plan) -> str:

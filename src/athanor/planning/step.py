@@ -4,7 +4,7 @@ The order is the trainer's: gradients go when their step is taken, and are there
 one of several that accumulate.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,7 +61,15 @@ class Step(NamedTuple):
     sizes: Sizes
 
 
-def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout, on_gpu: bool) -> Step:
+def trace(
+    config: dict[str, Any],
+    shape: Shape,
+    plan: BatchPlan,
+    layout: Layout,
+    on_gpu: bool,
+    live: Live | None = None,
+    shard: Callable[[Algorithm], None] = lambda _: None,
+) -> Step:
     """Builds the experiment's algorithm and runs a step of it: the optimizer, then a micro-batch there and back, the
     last of those that accumulate, and a validation batch.
 
@@ -70,15 +78,18 @@ def trace(config: dict[str, Any], shape: Shape, plan: BatchPlan, layout: Layout,
         shape: of the batches.
         plan: how the global batch is spread; its `rank` is 0.
         on_gpu: whether to assume the kernels of a GPU.
+        live: what counts; default by the shares of `layout`.
+        shard: what is done with the algorithm before its optimizer is made.
     """
     precision = plugin(config["precision"])
-    live = Live(layout.share, labelled=shape.labelled, last=shape.length - 2)
+    live = live or Live(layout.share, labelled=shape.labelled, last=shape.length - 2)
     with FakeTensorMode(allow_non_fake_inputs=True), live, ExitStack() as kernels:
         algorithm = make_algorithm(config)
         accelerate(algorithm, config["cluster"] | {"compile": False}, "cpu", 0.0, Path())
         cast(algorithm, config["precision"])
         kernels.enter_context(as_on_gpu(algorithm) if on_gpu else nullcontext())
         algorithm._trainer = stand_in(config, plan)
+        shard(algorithm)
         trained = [parameter for _, parameter in algorithm.trainable()]
         own = {id(parameter) for parameter in trained}
         live.set(algorithm.buffers(), WEIGHTS)
