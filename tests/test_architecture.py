@@ -35,7 +35,7 @@ STOREYS = [
     {"models", "corpus", "rollout"},
     {"data"},
     {"algorithms"},
-    {"callbacks", "placement", "acceleration", "strategies", "float8"},
+    {"callbacks", "placement", "acceleration", "strategies", "float8", "troubles"},
     {"train", "consolidate"},
     {"evaluation"},
     {"planning"},

@@ -38,7 +38,7 @@ FORMAT = 1
 LOG = "log.txt"
 RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, slurm.CLAIM}
 RECORDS |= {"reproduce.json", "diagnosis.json", "card.html", "card.md"}  # what is said of the outputs
-FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # kept, but no outputs
+FOLDERS = {"checkpoints", "wandb", "tensorboard", "watch"}  # kept, but no outputs
 
 
 class RunFailedError(Exception):
@@ -235,6 +235,8 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool, callbacks:
             f"{experiment.name} failed: {type(error).__name__}: {told}; the traceback is in {directory / LOG}"
         ) from error
     record("finished")
+    for action in context.afterwards:
+        action()
     return Run(directory)
 
 
