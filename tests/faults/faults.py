@@ -53,18 +53,36 @@ SAID = {  # by a rank at least, and how the ranks may end; None: killed
 class Trial:
     """What a (seed, number) stands for."""
 
-    def __init__(self, seed: int, number: int, kinds: Sequence[str] = KINDS):
+    def __init__(
+        self,
+        seed: int,
+        number: int,
+        kinds: Sequence[str] = KINDS,
+        algorithms: Sequence[str] = TRAINED,
+        strategies: Sequence[str] = tuple(STRATEGIES),
+    ):
         chance = random.Random(f"{seed}/{number}")
         self.seed, self.number = seed, number
         self.kind = chance.choice(kinds)
-        self.algorithm = chance.choice(TRAINED)
-        self.strategy = chance.choice([name for name in STRATEGIES if self.kind != "stop" or STRATEGIES[name] > 1])
+        self.algorithm = chance.choice(algorithms)
+        self.strategy = chance.choice([name for name in strategies if self.kind != "stop" or STRATEGIES[name] > 1])
         self.world = STRATEGIES[self.strategy]
         self.fault = self.draw(chance)
 
     def __str__(self) -> str:
         where = " ".join(f"{key}={value}" for key, value in self.fault.items() if key != "kind")
         return f"{self.number:4} {self.kind:14} {self.algorithm:8} {self.strategy:15} {where}"
+
+    @property
+    def kept(self) -> int:
+        """The step from which it must at least go on: of the checkpoint before the one that may be being written."""
+        if self.kind == "kill_saving":
+            return self.fault["step"] - EVERY
+        if self.kind == "kill_finishing":
+            return STEPS - EVERY if self.fault["operation"] != "discard" else 0  # then it has finished
+        if self.kind in ("kill_rank", "kill_all", "stop"):
+            return max(0, ((self.fault["step"] - 1) // EVERY - 2) * EVERY)
+        return 0
 
     def draw(self, chance: random.Random) -> dict[str, Any]:
         kind, fault = self.kind, {"kind": self.kind, "rank": chance.randrange(self.world)}
@@ -180,7 +198,9 @@ class Bench:
         if trial.kind == "damage":
             assert "is damaged; resuming from" in "".join(p.read_text() for p in folder.glob("said-*.txt"))
         assert_same(only(folder / "runs"), only(reference / "runs"))
-        assert read_json(only(folder / "runs") / "manifest.json")["status"] == "finished"
+        manifest = read_json(only(folder / "runs") / "manifest.json")
+        assert manifest["status"] == "finished"
+        assert manifest["attempts"][-1]["from_step"] >= trial.kept, manifest["attempts"]
         for rank in range(trial.world):
             assert lineage(folder, rank) == lineage(reference, rank), f"rank {rank} saw other samples"
         shutil.rmtree(folder)

@@ -132,6 +132,7 @@ class Checkpoints(Callback):
 
     def write(self, state: dict[str, Any], step: int, best: list[int]) -> None:
         """Raises UserError where the disk refuses."""
+        began = time.perf_counter()
         path = self.directory / f"step-{step:08d}.ckpt"
         temporary = path.with_name(f"{path.name}{PARTIAL}")
         try:
@@ -145,6 +146,7 @@ class Checkpoints(Callback):
             temporary.replace(path)
             keep_names(self.directory)  # before an older one goes: a power cut must not take both
             self.prune(path, best)
+            log.info("step %d: its checkpoint was written in %.1f ms", step, 1e3 * (time.perf_counter() - began))
         except OSError as error:
             for left in self.directory.glob(f"*{PARTIAL}"):
                 left.unlink(missing_ok=True)
