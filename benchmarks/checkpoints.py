@@ -6,6 +6,7 @@ Real runs of `athanor train` that save every few steps. Printed for each size ar
 of the time that the training waited for a checkpoint, and of the time that the thread beside it took for the file.
 """
 
+import itertools
 import json
 import re
 import statistics
@@ -38,7 +39,7 @@ def measure(words: list[str]) -> tuple[float, float, float, int]:
         files = [float(ms) for ms in re.findall(r"was written in ([\d.]+) ms", said)]
         events = [json.loads(line) for line in log.with_name("metrics.jsonl").read_text().splitlines()]
         times = [event["time"] for event in events if "train/loss" in event]
-        steps = [after - before for before, after in zip(times[2:], times[3:])]
+        steps = [after - before for before, after in itertools.pairwise(times[2:])]
         (kept,) = log.parent.glob("checkpoints/*.ckpt")
         size = kept.stat().st_size
     return statistics.median(steps), statistics.median(waits[1:]) / 1e3, statistics.median(files) / 1e3, size
@@ -46,9 +47,7 @@ def measure(words: list[str]) -> tuple[float, float, float, int]:
 
 def main() -> None:
     shares = []
-    print(
-        "| model | checkpoint | a step | waited | of a step | the file, beside the training |\n|---|---|---|---|---|---|"
-    )
+    print("| model | checkpoint | a step | waited | of a step | the file, beside it |\n|---|---|---|---|---|---|")
     for name, words in SIZES.items():
         step, waited, file, size = measure(words)
         shares.append(waited / step)
