@@ -5,6 +5,7 @@ A file holds whole tensors, whatever the strategy, so any other can read it: hen
 torch.distributed.checkpoint would hold the shards of the processes that wrote them.
 """
 
+import contextlib
 import copy
 import hashlib
 import logging
@@ -148,8 +149,8 @@ class Checkpoints(Callback):
             self.prune(path, best)
             log.info("step %d: its checkpoint was written in %.1f ms", step, 1e3 * (time.perf_counter() - began))
         except OSError as error:
-            for left in self.directory.glob(f"*{PARTIAL}"):
-                left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             found = newest_step(self.directory)
             raise UserError(
                 f"The checkpoint of step {step} cannot be written to {self.directory}: {error.strerror or error}. Mend "

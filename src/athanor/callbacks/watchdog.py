@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -91,8 +92,8 @@ class Watchdog(Callback):
             self.thread.join()
             self.thread = None
             faulthandler.disable()
-            if self.before:
-                faulthandler.enable()
+            if self.before and sys.__stderr__ is not None:
+                faulthandler.enable(sys.__stderr__)
             self.stacks.close()
 
     # --- beside the training ----------------------------------------------------------------------------------------
