@@ -111,6 +111,34 @@ def test_a_training_that_is_suspended_as_a_whole_goes_on_later(two):
     assert two(act, suspend) == ([0, 0], "")
 
 
+def test_what_rank_0_has_started_ends_with_it(tmp_path):
+    """And holds no device, in a collective that nobody will join."""
+
+    def first() -> None:
+        folder = tmp_path / "watch"
+        Watchdog(folder, SECONDS).setup(SimpleNamespace(global_rank=0, world_size=2, node_rank=0))  # type: ignore[arg-type]
+        context.Process(
+            target=rank_process, args=(1, tmp_path, lambda *_: (child.put(os.getpid()), time.sleep(60)))
+        ).start()
+        time.sleep(60)
+
+    context = multiprocessing.get_context("fork")
+    child = context.SimpleQueue()
+    process = context.Process(target=first)
+    process.start()
+    pid = child.get()
+    process.kill()
+    process.join()
+    until = time.monotonic() + 5
+    while (
+        time.monotonic() < until
+        and Path(f"/proc/{pid}").exists()
+        and watchdog.state({"pid": pid, "place": ""}, True) != "dead"
+    ):
+        time.sleep(0.02)
+    assert time.monotonic() < until, "it is still there"
+
+
 def test_in_a_job_the_code_is_above_that_of_a_rank_that_was_killed(monkeypatch):
     from athanor import signals
 

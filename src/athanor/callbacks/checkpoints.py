@@ -143,9 +143,11 @@ class Checkpoints(Callback):
                 torch.save(state, hashed)
                 file.flush()
                 os.fsync(file.fileno())
+            for logged in self.directory.parent.glob("*.jsonl"):
+                synchronize(logged)
             write_atomic(path.with_suffix(".sha256"), hashed.sha.hexdigest())
             temporary.replace(path)
-            keep_names(self.directory)  # before an older one goes: a power cut must not take both
+            synchronize(self.directory)  # the names, before an older one goes: a power cut must not take both
             self.prune(path, best)
             log.info("step %d: its checkpoint was written in %.1f ms", step, 1e3 * (time.perf_counter() - began))
         except OSError as error:
@@ -225,9 +227,9 @@ def copied(value: Any, into: Any = None) -> Any:
     return copy.deepcopy(value)
 
 
-def keep_names(directory: Path) -> None:
-    """Has what the files of a folder are called written to its disk."""
-    opened = os.open(directory, os.O_RDONLY)
+def synchronize(path: Path) -> None:
+    """Has a file, or what the files of a folder are called, written to its disk."""
+    opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:
