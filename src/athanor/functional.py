@@ -6,6 +6,7 @@ are the caller's, by the global count of valid terms.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,11 @@ def token_logps(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return logps.view_as(labels_BT)
 
 
+def up_to_last_label(labels_BT: Tensor) -> Tensor:
+    """bool [B, T]: the tokens that a labelled position reads. False in rows' padding."""
+    return (labels_BT != IGNORED).flip(-1).cumsum(-1).flip(-1) > 0
+
+
 LOGITS = {"cpu": 2**24, "cuda": 2**27}
 """Logits that may exist at once, by device."""
 
@@ -79,14 +85,20 @@ def labelled_logps(hidden_BTD: Tensor, labels_BT: Tensor, to_logits: Callable[[T
 
     with torch.no_grad():
         vocabulary = to_logits(hidden_ND[:0]).shape[-1]
-    block = max(1, LOGITS.get(hidden_ND.device.type, 2**27) // vocabulary)
-    if len(labels_N) <= block:
-        logps_N = logps(hidden_ND, labels_N)
-    else:
-        if torch.is_grad_enabled():
-            logps = partial(checkpoint, logps, use_reentrant=False, preserve_rng_state=False)
-        logps_N = torch.cat([logps(*parts) for parts in zip(hidden_ND.split(block), labels_N.split(block))])
+    logps_N = torch.cat(by_blocks(logps, vocabulary, hidden_ND, labels_N))
     return torch.zeros(labels_BT.shape, device=logps_N.device).masked_scatter(mask_BT, logps_N)
+
+
+def by_blocks(function: Callable[..., Any], vocabulary: int, *rows: Tensor) -> list[Any]:
+    """What `function`, which makes logits [n, vocabulary], says of each block of n rows; where there are several, it is
+    called again in the backward pass, so that logits of only one exist at a time. It must draw no random numbers.
+    """
+    block = max(1, LOGITS.get(rows[0].device.type, 2**27) // vocabulary)
+    if len(rows[0]) <= block:
+        return [function(*rows)]
+    if torch.is_grad_enabled():
+        function = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+    return [function(*parts) for parts in zip(*(x.split(block) for x in rows))]
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from athanor.data.pretraining import PackedRows
 from athanor.data.records import Sequences
 from athanor.functional import cross_entropy_sum
 from athanor.models.heads import ScalarModel
+from athanor.models.moe import MixtureOfExperts
 from small import Given, decoder, fit, optimizer, steady
 
 VOCABULARY = 29
@@ -48,23 +49,24 @@ def sequences(count: int, seed: int) -> Sequences:
     return Sequences(rendered)
 
 
-def scorer(seed: int) -> ScalarModel:
-    model = ScalarModel(decoder(VOCABULARY, seed))
+def scorer(seed: int, **shape) -> ScalarModel:
+    model = ScalarModel(decoder(VOCABULARY, seed, **shape))
     torch.nn.init.normal_(model.head.weight, std=0.3)
     return model
 
 
-def make(name: str, **changes):
+def make(name: str, **shape):
     """(algorithm, data) of the same initial weights and samples every time."""
     arguments = (optimizer(0.3, SGD), steady())
     if name == "pretraining":
-        return Pretraining(decoder(VOCABULARY), *arguments), Given(PackedRows(Tokens(60, 1), 24))
+        return Pretraining(decoder(VOCABULARY, **shape), *arguments), Given(PackedRows(Tokens(60, 1), 24))
     if name == "sft":
-        return SFT(decoder(VOCABULARY), *arguments), Given(Conversations(sequences(23, 1), 0))
+        return SFT(decoder(VOCABULARY, **shape), *arguments), Given(Conversations(sequences(23, 1), 0))
     pairs = Given(Pairs(sequences(23, 2), sequences(23, 3), 0))
     if name == "reward":
-        return RewardModeling(scorer(0), *arguments), pairs
-    return DPO(decoder(VOCABULARY), *arguments, reference=decoder(VOCABULARY, seed=7), beta=0.2, **changes), pairs
+        return RewardModeling(scorer(0, **shape), *arguments), pairs
+    policy, reference = (decoder(VOCABULARY, seed, **shape) for seed in (0, 7))
+    return DPO(policy, *arguments, reference=reference, beta=0.2), pairs
 
 
 ALGORITHMS = ["pretraining", "sft", "reward", "dpo"]
@@ -123,13 +125,21 @@ def test_the_logged_loss_is_the_sum_over_the_global_batch_by_its_terms(name):
     assert logged == pytest.approx(total / terms, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [{}, {"feedforward": MixtureOfExperts(3, 2, balance=0.5, z=0.1)}])
 @pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
-def test_padding_changes_nothing(name):
-    """Wider padding with other tokens in it: the same loss and gradient. (Packed rows have no padding.)"""
+def test_padding_changes_nothing(name, shape):
+    """Wider padding with other tokens in it: the same loss and gradient, routers' losses too. (Packed rows have no
+    padding.)
+    """
     found = []
     for extra, fill in ((0, 0), (9, 13)):
-        algorithm, data = make(name)
-        algorithm.loss = lambda total, normalizer, **_: total / normalizer
+        algorithm, data = make(name, **shape)
+        routers = algorithm.model.train().auxiliary_loss
+
+        def loss(total, normalizer, routers=routers, **_):
+            return total / normalizer + (routers() or 0.0)
+
+        algorithm.loss = loss
         batch = data.samples["train"].batch(np.arange(8), np.arange(8), 11)
         wider = {}
         for field, value in batch._asdict().items():

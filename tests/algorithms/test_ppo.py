@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
+from athanor import functional
 from athanor.algorithms.ppo import PPO, Rollout, joined
 from athanor.batches import IGNORED, PromptBatch
 from athanor.corpus.tasks import CheckerReward
@@ -222,8 +223,10 @@ def test_the_first_update_by_hand(tokenizer_path, tokenizer):
     assert all(p.grad is None for frozen in ("reward", "reference") for p in getattr(algorithm, frozen).parameters())
 
 
-def test_distance_paid_in_the_loss_is_the_whole_distribution_s(tokenizer_path, tokenizer):
+@pytest.mark.parametrize("logits", [3 * 420, 2**24])  # of three tokens at a time; of all
+def test_distance_paid_in_the_loss_is_the_whole_distribution_s(tokenizer_path, tokenizer, monkeypatch, logits):
     """By a loop over the response's tokens; the rewards are then the scores alone."""
+    monkeypatch.setitem(functional.LOGITS, "cpu", logits)
     algorithm = alone(make(tokenizer_path, kl_in="loss", kl_coefficient=0.4, gamma=1.0, lam=1.0))
     algorithm.rollout, _ = algorithm.collect(prompts_of(tokenizer))
     tokens, labels = algorithm.rollout.tokens_RT, algorithm.rollout.labels_RT

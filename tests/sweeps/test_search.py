@@ -20,6 +20,7 @@ from athanor import catalog, cli, config
 from athanor.errors import UserError
 from athanor.runs.run import Run
 from athanor.sweeps import found, search, searching
+from athanor.sweeps.file import SweepFile
 from athanor.sweeps.trials import BEGUN, JOURNAL, PRUNED_AT, Trials
 
 SECONDS = 240  # for any process to end, however busy the machine
@@ -175,7 +176,7 @@ def test_another_space_is_another_search_and_more_trials_are_not(valley):
     ],
 )
 def test_the_values_of_a_range_in_a_grid(given, values):
-    part = search._part("key", given, ValueError)
+    part = search._part(SweepFile("experiments/search/x.yaml", "", {}), "key", given)
     made = part.grid()
     assert made == (None if values is None else pytest.approx(values, rel=1e-12))
     if made and part.whole:

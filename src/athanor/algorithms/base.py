@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from athanor.functional import labelled_logps
+from athanor.functional import labelled_logps, up_to_last_label
 from athanor.models import require_form, require_language_model, require_reward_model
 from athanor.models.transformer import routing_metrics
 from athanor.schedules import Schedule, bind
@@ -279,4 +279,5 @@ def response_logps(model: nn.Module, tokens_BT: Tensor, labels_BT: Tensor, *, te
     def to_logits(hidden: Tensor) -> Tensor:
         return model.logits(hidden).float() / temperature  # type: ignore[operator]
 
-    return labelled_logps(model.hidden_states(tokens_BT), labels_BT, to_logits)  # type: ignore[operator]
+    hidden_BTD = model.hidden_states(tokens_BT, valid_BT=up_to_last_label(labels_BT))  # type: ignore[operator]
+    return labelled_logps(hidden_BTD, labels_BT, to_logits)

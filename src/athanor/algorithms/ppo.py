@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from athanor.algorithms.base import Algorithm, response_logps
 from athanor.batches import IGNORED, PromptBatch
 from athanor.data.order import order
-from athanor.functional import gae, masked_mean, masked_sum, masked_whiten
+from athanor.functional import by_blocks, gae, masked_mean, masked_sum, masked_whiten, up_to_last_label
 from athanor.models import require_language_model, require_reward_model
 from athanor.models.heads import response_labels
 from athanor.rollout import Responses, sample, uniforms
@@ -250,7 +250,7 @@ class PPO(Algorithm):
         )
         mask_BT = labels_BT != IGNORED
         logps_BT, kl_sum = self.logps_and_kl(tokens_BT, labels_BT)
-        values_BT = self.value(tokens_BT)
+        values_BT = self.value(tokens_BT, valid_BT=up_to_last_label(labels_BT))
         policy = masked_sum(clipped_policy_loss(logps_BT, old_logps_BT, advantages_BT, clip=self.clip), mask_BT)
         value = masked_sum(clipped_value_loss(values_BT, old_values_BT, returns_BT, clip=self.value_clip), mask_BT)
         clipped = ((logps_BT - old_logps_BT).exp() - 1).abs() > self.clip
@@ -264,18 +264,27 @@ class PPO(Algorithm):
         """log p(label), float32 [B, T], and what distance from the reference costs in the loss, summed over tokens."""
         if self.kl_in == "reward":
             return response_logps(self.model, tokens_BT, labels_BT, temperature=self.temperature), 0.0
-        mask_BT = labels_BT != IGNORED
+        mask_BT, valid_BT = labels_BT != IGNORED, up_to_last_label(labels_BT)
 
-        def log_softmax(model: nn.Module) -> Tensor:  # [N, V]
-            hidden_ND = model.hidden_states(tokens_BT)[mask_BT]  # type: ignore[operator]
+        def hidden_states(model: nn.Module) -> Tensor:  # [N, D]
+            return model.hidden_states(tokens_BT, valid_BT=valid_BT)[mask_BT]  # type: ignore[operator]
+
+        def log_softmax(model: nn.Module, hidden_ND: Tensor) -> Tensor:  # [N, V]
             return (model.logits(hidden_ND).float() / self.temperature).log_softmax(-1)  # type: ignore[operator]
 
-        ours_NV = log_softmax(self.model)
+        def compared(ours_ND: Tensor, theirs_ND: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+            ours_NV = log_softmax(self.model, ours_ND)
+            with torch.no_grad():
+                theirs_NV = log_softmax(self.reference, theirs_ND)
+            return ours_NV.gather(1, labels_N[:, None]).squeeze(1), (ours_NV.exp() * (ours_NV - theirs_NV)).sum()
+
         with torch.no_grad():
-            theirs_NV = log_softmax(self.reference)
-        logps_N = ours_NV.gather(1, labels_BT[mask_BT][:, None]).squeeze(1)
+            theirs_ND = hidden_states(self.reference)
+        vocabulary: int = self.model.vocabulary_size  # type: ignore[assignment]
+        found = by_blocks(compared, vocabulary, hidden_states(self.model), theirs_ND, labels_BT[mask_BT])
+        logps_N, kl = torch.cat([logps for logps, _ in found]), torch.stack([kl for _, kl in found]).sum()
         logps_BT = torch.zeros(labels_BT.shape, device=logps_N.device).masked_scatter(mask_BT, logps_N)
-        return logps_BT, self.kl_coefficient * (ours_NV.exp() * (ours_NV - theirs_NV)).sum()
+        return logps_BT, self.kl_coefficient * kl
 
     def tokens(self, batch: PromptBatch) -> int:
         assert self.rollout is not None

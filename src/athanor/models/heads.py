@@ -91,8 +91,8 @@ class ScalarModel(nn.Module):
         self, tokens_BT: Tensor, lengths_B: Tensor, starts_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """As `reward`, and with `likelihood` also log p(response | prompt) under the trunk, float32 [B], nats."""
-        hidden_BTD = self.trunk.hidden_states(tokens_BT)
-        rows = torch.arange(len(lengths_B), device=lengths_B.device)
+        rows, columns = (torch.arange(n, device=lengths_B.device) for n in tokens_BT.shape)
+        hidden_BTD = self.trunk.hidden_states(tokens_BT, valid_BT=columns < lengths_B[:, None])
         score_B = self.head(hidden_BTD[rows, lengths_B - 1]).squeeze(-1).float()
         if not self.likelihood:
             return score_B, None

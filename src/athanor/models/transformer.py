@@ -304,7 +304,8 @@ class Transformer(nn.Module):
             step = block if self.training and cache is None else block._call_impl
             if self.recompute and self.training and torch.is_grad_enabled():
                 step = partial(checkpoint, step, **self.recompute)
-            x_BTD, routing = step(x_BTD, turn, masks[self.pattern_of[layer]], cache, layer, valid_BT, *besides)
+            counted_BT = valid_BT if block.routed else None
+            x_BTD, routing = step(x_BTD, turn, masks[self.pattern_of[layer]], cache, layer, counted_BT, *besides)
             if routing is not None:
                 routings[layer] = routing
         if cache is not None:

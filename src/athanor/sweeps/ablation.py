@@ -22,7 +22,6 @@ comparison has been made once.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -31,25 +30,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from athanor import catalog, config
 from athanor.config import Experiment
 from athanor.errors import UserError
 from athanor.runs import store
 from athanor.runs.run import MANIFEST, Run
+from athanor.sweeps.file import Levels, Metric, SweepFile, label
 
 KEYS = ("base", "overrides", "design", "combinations", "factors", "seeds", "metric", "measure", "budget")
 DESIGNS = ("one_at_a_time", "grid", "listed")
 
 Cell = tuple[str, ...]  # one level a factor, in the order of the factors
-
-
-@dataclass(frozen=True)
-class Metric:
-    name: str
-    better: str  # "lower" or "higher"
-    resolve: float | None = None  # the smallest difference worth knowing
 
 
 @dataclass(frozen=True)
@@ -105,7 +96,7 @@ class Ablation:
     overrides: tuple[str, ...]  # the file's and then the command line's
     given: tuple[str, ...]  # the command line's
     design: str
-    factors: dict[str, dict[str, tuple[str, ...]]]
+    factors: dict[str, Levels]
     cells: list[Cell]
     seeds: list[int]
     metric: Metric
@@ -256,41 +247,31 @@ def load(name: str, overrides: Sequence[str] = ()) -> Ablation:
         UserError: there is no such file, or it is not as described above.
     """
     name = name.removeprefix("ablations/")
-    entry = catalog.find(f"ablations/{name}", "sweep")
-    file = f"experiments/ablations/{name}.yaml"
-    text = _read(entry.path, file)
-
-    def refuse(problem: str) -> UserError:
-        return UserError(f"{file}: {problem}")
-
-    if wrong := sorted(set(text) - set(KEYS)):
-        raise refuse(f"unknown key {wrong[0]!r}{catalog.suggest(wrong[0], KEYS)}")
-    if missing := [key for key in ("base", "factors", "seeds", "metric") if not text.get(key)]:
-        raise refuse(f"say `{missing[0]}: ...`")
+    file = SweepFile.read(f"ablations/{name}", KEYS, ("base", "factors", "seeds", "metric"))
+    text = file.text
     design = text.get("design", "one_at_a_time")
     if design not in DESIGNS:
-        raise refuse(f"there is no design {design!r}{catalog.suggest(str(design), DESIGNS)}")
-    factors = _factors(text["factors"], refuse)
-    combinations = _combinations(text.get("combinations"), design, factors, refuse)
-    seeds = text["seeds"]
-    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise refuse("`seeds` must be a list of different whole numbers")
+        raise file.refusal(f"there is no design {design!r}{catalog.suggest(str(design), DESIGNS)}")
+    if not isinstance(text["factors"], dict):
+        raise file.refusal("`factors` must map names to levels, the first of each being the baseline")
+    factors = {str(factor): file.levels("factors", str(factor), given) for factor, given in text["factors"].items()}
+    combinations = _combinations(file, design, factors)
     ablation = Ablation(
         name=name,
-        description=entry.description,
+        description=file.description,
         base=str(text["base"]),
-        overrides=(*_words(text.get("overrides"), "overrides", refuse), *overrides),
+        overrides=(*file.words(text.get("overrides"), "overrides"), *overrides),
         given=tuple(overrides),
         design=design,
         factors=factors,
         cells=layout({factor: list(levels) for factor, levels in factors.items()}, design, combinations),
-        seeds=seeds,
-        metric=_metric(text["metric"], refuse),
-        measure=_measure(text.get("measure"), refuse),
-        budget=_budget(text.get("budget"), refuse),
+        seeds=file.seeds,
+        metric=file.metric,
+        measure=_measure(file),
+        budget=file.budget,
     )
     if len(ablation) > (most := ablation.budget.get("members", math.inf)):
-        raise refuse(f"{len(ablation)} members are more than budget.members, {most:g}; raise it or vary less")
+        raise file.refusal(f"{len(ablation)} members are more than budget.members, {most:g}; raise it or vary less")
     return ablation
 
 
@@ -313,96 +294,31 @@ def layout(
     return list(dict.fromkeys(tuple(cell.values()) for cell in cells))
 
 
-def _read(path: Path, file: str) -> dict[str, Any]:
-    try:
-        text = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{file}, line {line}: {error.problem}") from error
-    return text
-
-
-def _factors(given: Any, refuse: Any) -> dict[str, dict[str, tuple[str, ...]]]:
-    if not isinstance(given, dict):
-        raise refuse("`factors` must map names to levels")
-    factors: dict[str, dict[str, tuple[str, ...]]] = {}
-    for factor, levels in given.items():
-        found: dict[str, tuple[str, ...]]
-        if isinstance(levels, list):
-            found = {_label(value): (f"{factor}={_literal(value)}",) for value in levels}
-        elif isinstance(levels, dict):
-            found = {_label(k): _words(v, f"factors.{factor}.{_label(k)}", refuse) for k, v in levels.items()}
-        else:
-            raise refuse(f"factor {factor} needs a list of values, or a mapping of levels to overrides")
-        if len(found) < 2 or len(found) < len(levels):
-            raise refuse(f"factor {factor} needs at least two different levels, the first being the baseline")
-        factors[str(factor)] = found
-    return factors
-
-
-def _combinations(
-    given: Any, design: str, factors: Mapping[str, Mapping[str, Any]], refuse: Any
-) -> list[dict[str, str]]:
+def _combinations(file: SweepFile, design: str, factors: Mapping[str, Levels]) -> list[dict[str, str]]:
+    given = file.text.get("combinations")
     if (design == "listed") != bool(given):
-        raise refuse("`design: listed` goes with `combinations: [{factor: level}, ...]`, and no other design does")
+        raise file.refusal(
+            "`design: listed` goes with `combinations: [{factor: level}, ...]`, and no other design does"
+        )
     found = []
     for combination in given or ():
         if not isinstance(combination, dict) or not combination:
-            raise refuse("each of `combinations` must map factors to levels")
+            raise file.refusal("each of `combinations` must map factors to levels")
         for factor, level in combination.items():
             if factor not in factors:
-                raise refuse(f"combinations name a factor {factor!r}{catalog.suggest(str(factor), factors)}")
-            if _label(level) not in factors[factor]:
-                hint = catalog.suggest(_label(level), factors[factor])
-                raise refuse(f"factor {factor} has no level {_label(level)!r}{hint}")
-        found.append({str(factor): _label(level) for factor, level in combination.items()})
+                raise file.refusal(f"combinations name a factor {factor!r}{catalog.suggest(str(factor), factors)}")
+            if label(level) not in factors[factor]:
+                hint = catalog.suggest(label(level), factors[factor])
+                raise file.refusal(f"factor {factor} has no level {label(level)!r}{hint}")
+        found.append({str(factor): label(level) for factor, level in combination.items()})
     return found
 
 
-def _metric(given: Any, refuse: Any) -> Metric:
-    if not isinstance(given, dict) or not given.get("name") or given.get("better") not in ("lower", "higher"):
-        raise refuse("`metric` must be `{name: ..., better: lower}` or `better: higher`")
-    if wrong := sorted(set(given) - {"name", "better", "resolve"}):
-        raise refuse(f"metric has no {wrong[0]!r}{catalog.suggest(wrong[0], ['name', 'better', 'resolve'])}")
-    resolve = given.get("resolve")
-    if resolve is not None and not (isinstance(resolve, int | float) and resolve > 0):
-        raise refuse("metric.resolve must be a number above 0")
-    return Metric(given["name"], given["better"], resolve)
-
-
-def _measure(given: Any, refuse: Any) -> dict[str, Any] | None:
+def _measure(file: SweepFile) -> dict[str, Any] | None:
+    given = file.text.get("measure")
     if given is None:
         return None
     if not isinstance(given, dict) or not given.get("experiment") or not given.get("input"):
-        raise refuse("`measure` must be `{experiment: ..., input: the input that is to be the member's run}`")
-    if wrong := sorted(set(given) - {"experiment", "input", "overrides"}):
-        raise refuse(f"measure has no {wrong[0]!r}{catalog.suggest(wrong[0], ['experiment', 'input', 'overrides'])}")
-    return given | {"overrides": _words(given.get("overrides"), "measure.overrides", refuse)}
-
-
-def _budget(given: Any, refuse: Any) -> dict[str, float]:
-    if given is None:
-        return {}
-    sound = isinstance(given, dict) and all(isinstance(v, int | float) and v > 0 for v in given.values())
-    if not sound or set(given) - {"members", "hours"}:
-        raise refuse("`budget` must be `{members: N, hours: H}`, or one of them, each above 0")
-    return given
-
-
-def _words(given: Any, where: str, refuse: Any) -> tuple[str, ...]:
-    words = [given] if isinstance(given, str) else given or []
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise refuse(f"{where} must be a list of overrides such as `optimizer.lr=1e-3`")
-    return tuple(words)
-
-
-def _label(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _literal(value: Any) -> str:
-    """A value in Hydra's syntax."""
-    if isinstance(value, str) and not re.fullmatch(r"[\w.+/-]*", value, re.ASCII):
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{quoted}'"
-    return _label(value)
+        raise file.refusal("`measure` must be `{experiment: ..., input: the input that is to be the member's run}`")
+    file.known("measure", given, ("experiment", "input", "overrides"))
+    return given | {"overrides": file.words(given.get("overrides"), "measure.overrides")}

@@ -38,7 +38,8 @@ from typing import Any
 from athanor import catalog, config
 from athanor.config import Experiment
 from athanor.errors import UserError
-from athanor.sweeps.ablation import Member, Metric, _budget, _factors, _metric, _read, _words
+from athanor.sweeps.ablation import Member
+from athanor.sweeps.file import Levels, Metric, SweepFile
 
 KEYS = ("base", "overrides", "space", "metric", "sampler", "trials", "pruner", "seeds", "budget")
 SAMPLERS = ("grid", "random", "tpe", "gp", "cmaes")
@@ -85,7 +86,7 @@ class Range:
 class Choice:
     """One of several labels, each standing for overrides."""
 
-    labels: dict[str, tuple[str, ...]]
+    labels: Levels
 
     def grid(self) -> list[Value]:
         return list(self.labels)
@@ -197,95 +198,82 @@ def load(name: str, overrides: Sequence[str] = ()) -> Search:
         UserError: there is no such file, or it is not as described above.
     """
     name = name.removeprefix("search/")
-    entry = catalog.find(f"search/{name}", "sweep")
-    file = f"experiments/search/{name}.yaml"
-    text = _read(entry.path, file)
-
-    def refuse(problem: str) -> UserError:
-        return UserError(f"{file}: {problem}")
-
-    if wrong := sorted(set(text) - set(KEYS)):
-        raise refuse(f"unknown key {wrong[0]!r}{catalog.suggest(wrong[0], KEYS)}")
-    if missing := [key for key in ("base", "space", "metric") if not text.get(key)]:
-        raise refuse(f"say `{missing[0]}: ...`")
+    file = SweepFile.read(f"search/{name}", KEYS, ("base", "space", "metric"))
+    text = file.text
     if not isinstance(text["space"], dict):
-        raise refuse("`space` must map keys to ranges and choices")
-    space = {str(key): _part(str(key), given, refuse) for key, given in text["space"].items()}
-    sampler = _named(text.get("sampler", "tpe"), "sampler", SAMPLERS, ("seed", "startup"), refuse)
-    pruner = _named(text.get("pruner", "none"), "pruner", PRUNERS, ("startup", "warmup"), refuse)
-    seeds = text.get("seeds", [1])
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds) or len({*seeds}) < len(seeds):
-        raise refuse("`seeds` must be a list of different whole numbers")
-    budget = _budget(text.get("budget"), refuse)
-    if "members" in budget:
-        raise refuse("`budget` of a search is `{hours: H}`; `trials` says how many")
+        raise file.refusal("`space` must map keys to ranges and choices")
+    space = {str(key): _part(file, str(key), given) for key, given in text["space"].items()}
+    sampler = _choice(file, "sampler", "tpe", SAMPLERS, ("seed", "startup"))
+    pruner = _choice(file, "pruner", "none", PRUNERS, ("startup", "warmup"))
+    if "members" in file.budget:
+        raise file.refusal("`budget` of a search is `{hours: H}`; `trials` says how many")
     found = Search(
         name=name,
-        description=entry.description,
+        description=file.description,
         base=str(text["base"]),
-        overrides=(*_words(text.get("overrides"), "overrides", refuse), *overrides),
+        overrides=(*file.words(text.get("overrides"), "overrides"), *overrides),
         given=tuple(overrides),
         space=space,
-        metric=_metric(text["metric"], refuse),
+        metric=file.metric,
         sampler=sampler,
         pruner=pruner,
-        trials=_trials(text.get("trials"), sampler["name"], space, refuse),
-        seeds=seeds,
-        budget=budget,
+        trials=_trials(file, sampler["name"], space),
+        seeds=file.seeds,
+        budget=file.budget,
     )
     if pruner["name"] != "none" and catalog.find(found.base).kind != "train":
-        raise refuse(f"pruner {pruner['name']!r} looks at a training's validations, and {found.base} is none")
+        raise file.refusal(f"pruner {pruner['name']!r} looks at a training's validations, and {found.base} is none")
     return found
 
 
-def _part(key: str, given: Any, refuse: Any) -> Range | Choice:
+def _part(file: SweepFile, key: str, given: Any) -> Range | Choice:
     kind = next((kind for kind in ("float", "int") if isinstance(given, dict) and kind in given), None)
     if kind is None:
-        return Choice(_factors({key: given}, refuse)[key])
-    if wrong := sorted(set(given) - {kind, "log", "step", "points"}):
-        raise refuse(f"space.{key} has no {wrong[0]!r}{catalog.suggest(wrong[0], ['log', 'step', 'points'])}")
+        return Choice(file.levels("space", key, given))
+    file.known(f"space.{key}", given, (kind, "log", "step", "points"))
     bounds, whole = given[kind], kind == "int"
     number = int if whole else (int, float)
     sound = isinstance(bounds, list) and len(bounds) == 2
     if not sound or not all(isinstance(b, number) and not isinstance(b, bool) for b in bounds):
         asked = "whole numbers" if whole else "numbers; YAML reads 1e-4 as text, so write 1.0e-4"
-        raise refuse(f"space.{key}.{kind} must be [low, high], two {asked}")
+        raise file.refusal(f"space.{key}.{kind} must be [low, high], two {asked}")
     low, high = bounds
     log, step, points = given.get("log", False), given.get("step"), given.get("points")
     if not low < high:
-        raise refuse(f"space.{key}: {low} must be below {high}")
+        raise file.refusal(f"space.{key}: {low} must be below {high}")
     if not isinstance(log, bool) or (log and low <= 0):
-        raise refuse(f"space.{key}: `log: true` needs bounds above 0")
+        raise file.refusal(f"space.{key}: `log: true` needs bounds above 0")
     if step is not None and (log or not isinstance(step, number) or not 0 < step <= high - low):
-        raise refuse(f"space.{key}: `step` must be between 0 and {high - low}, and goes with no `log`")
+        raise file.refusal(f"space.{key}: `step` must be between 0 and {high - low}, and goes with no `log`")
     if points is not None and (step or type(points) is not int or points < 2):
-        raise refuse(f"space.{key}: `points` must be a whole number above 1, and goes with no `step`")
+        raise file.refusal(f"space.{key}: `points` must be a whole number above 1, and goes with no `step`")
     return Range(float(low), float(high), whole, log, step, points)
 
 
-def _named(given: Any, what: str, names: Sequence[str], options: Sequence[str], refuse: Any) -> dict[str, Any]:
+def _choice(file: SweepFile, what: str, default: str, names: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
     """`name` or `{name:, option: number, ...}`."""
+    given = file.text.get(what, default)
     found = given if isinstance(given, dict) else {"name": given}
     if found.get("name") not in names:
-        raise refuse(f"there is no {what} {found.get('name')!r}{catalog.suggest(str(found.get('name')), names)}")
-    if wrong := sorted(set(found) - {"name", *options}):
-        raise refuse(f"{what} has no {wrong[0]!r}{catalog.suggest(wrong[0], options)}")
+        raise file.refusal(f"there is no {what} {found.get('name')!r}{catalog.suggest(str(found.get('name')), names)}")
+    file.known(what, found, ("name", *options))
     for option in options:
         if type(found.get(option, 0)) is not int or found.get(option, 0) < 0:
-            raise refuse(f"{what}.{option} must be a whole number, 0 or above")
+            raise file.refusal(f"{what}.{option} must be a whole number, 0 or above")
     return dict(found)
 
 
-def _trials(given: Any, sampler: str, space: Mapping[str, Range | Choice], refuse: Any) -> int:
+def _trials(file: SweepFile, sampler: str, space: Mapping[str, Range | Choice]) -> int:
+    given = file.text.get("trials")
     if given is not None and (type(given) is not int or given < 1):
-        raise refuse("`trials` must be a whole number above 0")
+        raise file.refusal("`trials` must be a whole number above 0")
     if sampler != "grid":
         if given is None:
-            raise refuse("say `trials: ...`")
+            raise file.refusal("say `trials: ...`")
         return given
     count = 1
     for key, part in space.items():
         if (axis := part.grid()) is None:
-            raise refuse(f"a grid needs `step` or `points` in space.{key}")
+            raise file.refusal(f"a grid needs `step` or `points` in space.{key}")
         count *= len(axis)
     return min(given or count, count)
