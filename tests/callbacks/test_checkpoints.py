@@ -137,6 +137,18 @@ def test_a_flipped_bit_anywhere_is_seen(tmp_path):
     assert saved(newest(tmp_path)) == 2
 
 
+def test_a_damaged_checkpoint_does_not_push_out_a_sound_one(tmp_path):
+    """Step 8 is cut off and training has gone on from an older one: what step 6 then saves is the newest there is."""
+    callback, trained = Checkpoints(tmp_path, every_n_steps=2, keep=1), Trained()
+    callback.save(trained.step(8))
+    callback.wait()
+    os.truncate(tmp_path / "step-00000008.ckpt", 50)
+    for step in (6, 8):
+        callback.save(trained.step(step))
+        callback.wait()
+        assert saved(newest(tmp_path)) == step
+
+
 def test_a_full_disk_is_told_of_and_leaves_the_older_checkpoint(tmp_path):
     callback, trained = Checkpoints(tmp_path, 1), Trained()
     callback.save(trained.step())
