@@ -19,7 +19,6 @@ import torch
 from furnace_project import TRAINED, Furnace, end, only, read_json, read_lines
 from safetensors.torch import load_file
 
-
 STEPS, EVERY = 60, 3
 TIMED = {"train/tokens_per_second", "train/data_wait", "train/mfu", "train/seconds"}
 SLOW = [f"max_steps={STEPS}", f"checkpoint.every_n_steps={EVERY}", "logger.every_n_steps=1"]
