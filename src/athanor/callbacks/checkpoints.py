@@ -14,7 +14,7 @@ import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -140,7 +140,7 @@ class Checkpoints(Callback):
             self.directory.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 hashed = Hashed(file)
-                torch.save(state, hashed)
+                torch.save(state, cast(BinaryIO, hashed))
                 file.flush()
                 os.fsync(file.fileno())
             for logged in self.directory.parent.glob("*.jsonl"):
@@ -219,8 +219,8 @@ def copied(value: Any, into: Any = None) -> Any:
             into = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
         return into.copy_(value.detach(), non_blocking=True)
     if isinstance(value, dict):
-        before = into if isinstance(into, dict) else {}
-        return {key: copied(entry, before.get(key)) for key, entry in value.items()}
+        earlier = into if isinstance(into, dict) else {}
+        return {key: copied(entry, earlier.get(key)) for key, entry in value.items()}
     if type(value) in (list, tuple):
         before = into if type(into) is type(value) and len(into) == len(value) else [None] * len(value)
         return type(value)(map(copied, value, before))
