@@ -4,7 +4,9 @@ The experiment is composed and checked before this module is imported; here noth
 parts it names.
 """
 
+import contextlib
 import logging
+import multiprocessing
 import os
 import shutil
 import time
@@ -112,13 +114,26 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
     started = time.perf_counter()
     try:
         trainer.fit(algorithm, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
-    except (RuntimeError, MemoryError) as error:
-        raise explained(error, trainer, config) from error
+    except BaseException as error:
+        end_workers(trainer)
+        if isinstance(error, RuntimeError | MemoryError):
+            raise explained(error, trainer, config) from error
+        raise
     if trainer.global_step < config["max_steps"] and not stopped_early(trainer):
         raise KeyboardInterrupt  # Lightning swallows the signal and returns
     algorithm.report({"train/seconds": time.perf_counter() - started})
     finish(trainer, algorithm, data, run)
     return {name: float(value) for name, value in trainer.callback_metrics.items()} | algorithm.last_report
+
+
+def end_workers(trainer: Trainer) -> None:
+    """Ends the data-loading processes: of an error within a validation, Lightning takes down another loop's. They
+    ignore SIGTERM, by which Python would end them when it ends, and it would wait for ever.
+    """
+    with contextlib.suppress(RuntimeError):  # one of them is dead
+        trainer.fit_loop.teardown()
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def check(config: dict[str, Any]) -> None:
