@@ -174,7 +174,7 @@ class Bench:
         more += [f"cluster.hang_seconds={HANG_SECONDS}"] if trial.kind == "stop" else []
         words = self.words(trial.algorithm, trial.strategy, folder / "runs", *more)
         ended = self.launch(
-            words, trial.world, folder, trial.fault, **({"patience": 60} if trial.kind == "stop" else {})
+            words, trial.world, folder, trial.fault, **({"patience": 120} if trial.kind == "stop" else {})
         )
         assert (folder / "struck").exists(), f"it did not strike: {ended} {tail(folder)}"
         said = "".join(path.read_text() for path in sorted(folder.glob("said-*.txt")))
@@ -182,8 +182,7 @@ class Bench:
         assert sentence in said, f"nobody said {sentence!r}: {ended} {tail(folder)}"
         if codes is not None:
             assert set(ended["codes"]) <= codes, f"{ended} {tail(folder)}"
-        if trial.kind in ("terminate", "stop", "nan", "full", "readonly", "clock"):
-            assert not ended["forced"], f"{ended} {tail(folder)}"
+        assert not ended["forced"], f"it hung: {ended} {tail(folder)}"
         if trial.kind == "stop":
             assert f"rank {trial.fault['rank']} does not answer (stopped)" in said
             for rank in range(trial.world):

@@ -26,7 +26,7 @@ from injection import prepare
 
 from athanor import cli
 
-PATIENCE = 20.0  # seconds for the others once a rank has died: SLURM and Lightning leave them some time too
+PATIENCE = 60.0  # seconds for the others once a rank has died: SLURM and Lightning leave them some time too
 
 
 def rank_process(task: dict[str, Any], rank: int, environment: dict[str, str]) -> None:
