@@ -23,6 +23,7 @@ KEPT = [
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
 ]
 """What selective recomputation keeps: the results that cost most to make."""
 WORTH = {"cpu": 1e14, "cuda": 1e16}

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from athanor.errors import require
-from athanor.models import cpu_attention
+from athanor.models import cpu_attention, gpu_attention
 from athanor.models.cpu_attention import Bias
 from athanor.models.norms import Norm
 from athanor.models.parts import Sizes
@@ -119,12 +120,12 @@ class SelfAttention(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | Bias | None,
+        mask: Tensor | Bias | BlockMask | None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """`mask`: broadcastable to [B, H, T, S]; bool, true where attention is allowed, or added to the scores; None
-        means causal.
+        """`mask`: broadcastable to [B, H, T, S]; bool, true where attention is allowed, or added to the scores; or of
+        `gpu_attention`; None means causal.
         """
         rows, tokens, _ = x_BTD.shape
         qkv_BTHC = self.qkv(x_BTD).view(rows, tokens, self.heads + 2 * self.kv_heads, self.channels)
@@ -139,9 +140,17 @@ class SelfAttention(nn.Module):
         return self.attended(query_BHTC, key_BKSC, value_BKSC, mask, causal=mask is None and tokens > 1)
 
     def attended(
-        self, query_BHTC: Tensor, key_BKSC: Tensor, value_BKSC: Tensor, mask: Tensor | Bias | None, causal: bool
+        self,
+        query_BHTC: Tensor,
+        key_BKSC: Tensor,
+        value_BKSC: Tensor,
+        mask: Tensor | Bias | BlockMask | None,
+        causal: bool,
     ) -> Tensor:
         """[B, T, D]."""
+        if isinstance(mask, BlockMask):
+            out_BHTC = gpu_attention.attend(query_BHTC, key_BKSC, value_BKSC, mask, self.scale, self.softcap)
+            return self.out(out_BHTC.transpose(1, 2).flatten(2))
         ordered = False
         if isinstance(mask, Bias):
             mask, ordered = mask

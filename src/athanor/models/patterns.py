@@ -29,6 +29,9 @@ class Pattern:
 class Full(Pattern):
     """All earlier positions."""
 
+    def allows(self, queries: Tensor, keys: Tensor) -> Tensor:
+        return keys <= queries
+
 
 @dataclass(frozen=True)
 class Window(Pattern):

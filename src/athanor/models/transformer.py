@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from athanor.errors import require
 from athanor.functional import computing_dtype
 from athanor.linear_cross_entropy import linear_cross_entropy
+from athanor.models import gpu_attention
 from athanor.models.attention import Attention, KeyValueCache, SelfAttention, in_turn, packed_mask
 from athanor.models.cpu_attention import Bias, additive
 from athanor.models.dropout import Dropout, drop_rows
@@ -66,7 +68,7 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | Bias | None,
+        mask: Tensor | Bias | BlockMask | None,
         cache: KeyValueCache | None,
         layer: int,
         valid_BT: Tensor | None = None,
@@ -204,7 +206,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.position_embedding = positions.module(sizes)
         self.position_bias = positions.bias_module(sizes, self.both_ways)
-        self.dropout = nn.Dropout(drop.embedding)
+        self.dropout, self.attention_dropout = nn.Dropout(drop.embedding), drop.attention
         scale = initialisation.attention_scale(sizes)
         self.blocks = nn.ModuleList(
             self.block(sizes, attention, kind, norm, drop, scale, drop.depth * (layer + 1) / layers)
@@ -279,24 +281,31 @@ class Transformer(nn.Module):
                 raise ValueError(f"a sequence of {start + tokens} tokens exceeds the model's context of {self.context}")
             positions_BT = torch.arange(start, start + tokens, device=tokens_BT.device)[None]
         ordered = mask is None and cache is None and not self.both_ways
-        if documents_BT is not None:
-            mask = packed_mask(documents_BT)
-        elif mask is None and start and tokens > 1:  # SDPA's is_causal counts from the first key, not from the last
-            mask = torch.ones(tokens, start + tokens, dtype=torch.bool, device=tokens_BT.device).tril(start)
-        keys_BS = cache.place(positions_BT) if cache is not None else positions_BT
-        allowed = [self.narrowed(mask, pattern, positions_BT, keys_BS, reach) for pattern in self.distinct]
-
         x_BTD = self.embedding(tokens_BT)
+        masks: list[Any]
+        if ordered and self.flexible(x_BTD):
+            masks = [
+                gpu_attention.block_mask(pattern, len(tokens_BT), documents_BT, positions_BT)
+                if documents_BT is not None or self.attention.softcap or not pattern.reaches(reach)
+                else None
+                for pattern in self.distinct
+            ]
+        else:
+            if documents_BT is not None:
+                mask = packed_mask(documents_BT)
+            elif mask is None and start and tokens > 1:  # SDPA's is_causal counts from the first key, not from the last
+                mask = torch.ones(tokens, start + tokens, dtype=torch.bool, device=tokens_BT.device).tril(start)
+            keys_BS = cache.place(positions_BT) if cache is not None else positions_BT
+            masks = [self.narrowed(mask, pattern, positions_BT, keys_BS, reach) for pattern in self.distinct]
+            if x_BTD.device.type == "cpu" and computing_dtype(x_BTD) == torch.bfloat16:
+                masks = [None if mask is None else Bias(additive(mask), ordered) for mask in masks]
+
         if self.embedding_scale != 1:
             x_BTD = x_BTD * self.embedding_scale
         if self.position_embedding is not None:
             x_BTD = x_BTD + self.position_embedding(positions_BT).to(x_BTD.dtype)
         x_BTD = self.dropout(x_BTD)
-        dtype = computing_dtype(x_BTD)
-        turn = self.positions.rotation(positions_BT, self.sizes.channels, dtype)
-        masks: list[Tensor | Bias | None] = [*allowed]
-        if x_BTD.device.type == "cpu" and dtype == torch.bfloat16:
-            masks = [None if mask is None else Bias(additive(mask), ordered) for mask in allowed]
+        turn = self.positions.rotation(positions_BT, self.sizes.channels, computing_dtype(x_BTD))
         routings: dict[int, Routing] = {}
         besides = () if source is None else (source,)
         for layer, block in enumerate(self.blocks):
@@ -313,6 +322,11 @@ class Transformer(nn.Module):
         if routings and torch.is_grad_enabled():
             self.remember(routings)
         return self.norm(x_BTD)
+
+    def flexible(self, x_BTD: Tensor) -> bool:
+        """Whether masks may be those of `gpu_attention`."""
+        dropout = self.attention_dropout if self.training else 0.0
+        return not self.positions.biased and gpu_attention.serves(x_BTD, self.sizes.channels, dropout)
 
     def narrowed(
         self, mask: Tensor | None, pattern: Pattern, queries_BT: Tensor, keys_BS: Tensor, reach: float
