@@ -251,10 +251,11 @@ def main() -> None:
     arguments = parser.parse_args()
     began, tried, survived = time.monotonic(), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as temporary:
+        for name in ("project", "faults"):
+            (Path(temporary) / name).mkdir()
         furnace = Furnace(Path(temporary) / "project")
         made = furnace.run("pipeline", "experiment=pipelines/tiny", timeout=900)
         assert made.code == 0, made.err
-        (Path(temporary) / "faults").mkdir()
         bench = Bench(furnace, Path(temporary) / "faults")
         print(f"ready after {time.monotonic() - began:.0f} s", flush=True)
         for number in arguments.only or range(arguments.count):
