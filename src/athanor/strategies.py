@@ -722,7 +722,7 @@ class ZeRO(Sharded):
 
         for name, parameter in network.named_parameters():
             if self.stage == 3 and parameter.requires_grad:  # however it is just now: gathered, on its way, or neither
-                yield name, safe_get_full_fp32_param(parameter)
+                yield name, safe_get_full_fp32_param(parameter).clone()  # it is part of a buffer, padded
                 continue
             with self._gathered([parameter]):
                 value = parameter.detach().clone()
