@@ -243,8 +243,10 @@ class Sharded(DDPStrategy):
             for key, tensor in self.full(network, keep):
                 if keep:
                     parent, _, last = key.rpartition(".")
-                    value = nn.Parameter(tensor if everywhere else tensor.cpu(), requires_grad=False)
-                    setattr(twin.get_submodule(parent), last, value)
+                    value = tensor if everywhere else tensor.cpu()
+                    if value.untyped_storage().nbytes() > value.nbytes:  # of a padded buffer, which no file may hold
+                        value = value.clone()
+                    setattr(twin.get_submodule(parent), last, nn.Parameter(value, requires_grad=False))
         yield twin.train(network.training)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
@@ -722,7 +724,7 @@ class ZeRO(Sharded):
 
         for name, parameter in network.named_parameters():
             if self.stage == 3 and parameter.requires_grad:  # however it is just now: gathered, on its way, or neither
-                yield name, safe_get_full_fp32_param(parameter).clone()  # it is part of a buffer, padded
+                yield name, safe_get_full_fp32_param(parameter)
                 continue
             with self._gathered([parameter]):
                 value = parameter.detach().clone()
