@@ -41,9 +41,9 @@ launch() {
         [ $status -gt 128 ] && [ $status != 143 ] && [ $deaths -lt "${ATHANOR_RETRIES:-0}" ] && still_runs || break
         echo "athanor: killed by signal $((status - 128)); going on ($((++deaths)) of $ATHANOR_RETRIES)" >&2
     done
-    [ $status = 75 ] || exit $status
+    [ $status = 75 ] || [ $status = 175 ] || exit $status # 175: it hung
 
-    # Told to stop, and saved. Requeuing would bring a cancelled job back, or disturb a restart of this one elsewhere.
+    # Told to stop, and saved, or ended where it hung. Requeuing would bring a cancelled job back, or disturb a restart of this one elsewhere.
     if ! still_runs; then
         exit $status
     elif [ "${SLURM_RESTART_COUNT:-0}" -ge "${ATHANOR_REQUEUES:-50}" ]; then

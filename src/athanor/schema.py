@@ -83,6 +83,7 @@ def cluster(
     threads: int | None,
     compile: bool | Literal["auto"],
     recompute: Literal["none", "selective", "full"] = "none",
+    hang_seconds: float | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:
     """The hardware.
@@ -95,6 +96,7 @@ def cluster(
         compile: whether torch.compile compiles the model's blocks; "auto": where it pays.
         recompute: activations of a block that the backward pass makes again: "selective", all but matrix products and
             attention, or "full".
+        hang_seconds: without progress of any rank, after which a training says where it hangs, and ends; null: never.
         slurm: what `athanor submit` tells SLURM.
     """
 
@@ -141,8 +143,13 @@ def paths(*, runs: str, data_root: str) -> None:
     """`runs` holds the runs, `data_root` the raw data; a relative one starts at the project's folder."""
 
 
-def checkpoint(*, every_n_steps: int, keep: int) -> None:
-    """How often the state of training is saved, and how many of the newest are kept."""
+def checkpoint(*, every_n_steps: int | None, keep: int, every_minutes: float | None = None, best: int = 0) -> None:
+    """How often the state of training is saved, by steps, by the clock, or both, and what is kept.
+
+    Args:
+        keep: how many of the newest; the one before is what a damaged newest one falls back on.
+        best: besides, how many of the lowest `validation/loss`, which stay when the run is finished.
+    """
 
 
 def display(*, progress: Literal["auto", "rich", "plain", "quiet"]) -> None:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: more to do, start the same command again
+HUNG = 175  # the same of a training that hung, in a job: srun tells the highest code, and a rank may have to be killed
 INTERRUPTED = (130, 128 + signal.SIGTERM, REQUEUE)  # exit codes of what was told to stop
 
 _noted = 0  # the number of the last signal, 0 for none
@@ -30,6 +31,11 @@ def noted() -> int:
 def exit_code(number: int) -> int:
     """How to end on a signal: in a SLURM job, and on SIGUSR1 anywhere, so that the job is put back into the queue."""
     return REQUEUE if "SLURM_JOB_ID" in os.environ or number == signal.SIGUSR1 else 128 + number
+
+
+def hang_code() -> int:
+    """How a training ends that hung: as one to be started again."""
+    return HUNG if "SLURM_JOB_ID" in os.environ else REQUEUE
 
 
 @contextmanager

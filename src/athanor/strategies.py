@@ -257,8 +257,10 @@ class Sharded(DDPStrategy):
             for key, tensor in self.full(network, keep):
                 if keep:
                     parent, _, last = key.rpartition(".")
-                    value = nn.Parameter(tensor if everywhere else tensor.cpu(), requires_grad=False)
-                    setattr(twin.get_submodule(parent), last, value)
+                    value = tensor if everywhere else tensor.cpu()
+                    if value.untyped_storage().nbytes() > value.nbytes:  # of a padded buffer, which no file may hold
+                        value = value.clone()
+                    setattr(twin.get_submodule(parent), last, nn.Parameter(value, requires_grad=False))
         yield twin.train(network.training)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------

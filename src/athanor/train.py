@@ -4,7 +4,9 @@ The experiment is composed and checked before this module is imported; here noth
 parts it names.
 """
 
+import contextlib
 import logging
+import multiprocessing
 import shutil
 import time
 from pathlib import Path
@@ -28,6 +30,7 @@ from athanor.callbacks.run_files import RunLogger, forget_after
 from athanor.callbacks.samples import Samples
 from athanor.callbacks.stopping import EarlyStopping
 from athanor.callbacks.throughput import Throughput
+from athanor.callbacks.watchdog import Watchdog
 from athanor.config import Experiment, build
 from athanor.data.base import BatchPlan, Data
 from athanor.errors import UserError
@@ -35,6 +38,7 @@ from athanor.float8 import beyond, use_float8
 from athanor.placement import placement
 from athanor.runs.context import RunContext
 from athanor.runs.store import open_run
+from athanor.troubles import explained
 
 
 def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
@@ -107,12 +111,28 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
         for name in ("metrics.jsonl", "samples.jsonl"):
             forget_after(run.directory / name, step)
     started = time.perf_counter()
-    trainer.fit(algorithm, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
+    try:
+        trainer.fit(algorithm, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
+    except BaseException as error:
+        end_workers(trainer)
+        if isinstance(error, RuntimeError | MemoryError):
+            raise explained(error, trainer, config) from error
+        raise
     if trainer.global_step < config["max_steps"] and not stopped_early(trainer):
         raise KeyboardInterrupt  # Lightning swallows the signal and returns
     algorithm.report({"train/seconds": time.perf_counter() - started})
     finish(trainer, algorithm, data, run)
     return {name: float(value) for name, value in trainer.callback_metrics.items()} | algorithm.last_report
+
+
+def end_workers(trainer: Trainer) -> None:
+    """Ends the data-loading processes: of an error within a validation, Lightning takes down another loop's. They
+    ignore SIGTERM, by which Python would end them when it ends, and it would wait for ever.
+    """
+    with contextlib.suppress(RuntimeError):  # one of them is dead
+        trainer.fit_loop.teardown()
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def check(config: dict[str, Any]) -> None:
@@ -160,10 +180,10 @@ def make_algorithm(config: dict[str, Any]) -> Algorithm:
 
 
 def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
-    config, cluster, keep = experiment.config, experiment.config["cluster"], experiment.config["checkpoint"]
+    config, cluster = experiment.config, experiment.config["cluster"]
     devices, environment = placement(cluster)
     strategy = strategies.make(config)
-    checkpoints = Checkpoints(run.directory / "checkpoints", keep["every_n_steps"], keep["keep"])
+    checkpoints = Checkpoints(run.directory / "checkpoints", **config["checkpoint"])
     chosen: list[Callback] = [build(node) for node in config.get("callbacks", {}).values()]
     guards = [callback for callback in chosen if isinstance(callback, Guard)]
     averages = [callback for callback in chosen if isinstance(callback, ExponentialAverage)]
@@ -198,6 +218,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
             Diagnosis(run.directory),
             checkpoints,
             Preemption(checkpoints, run.directory),
+            Watchdog(run.directory / "watch", cluster.get("hang_seconds")),
         ],
         default_root_dir=run.directory,
     )
@@ -231,14 +252,14 @@ def loggers(experiment: Experiment, run: RunContext) -> tuple[list[Logger], list
 
 
 def finish(trainer: Trainer, algorithm: Algorithm, data: Data, run: RunContext) -> None:
-    """Leaves the model and its tokenizer in the run's directory, and drops the checkpoints, whose work is done."""
+    """Leaves the model and its tokenizer in the run's directory. Once all is written down the checkpoints go."""
     trainer.strategy.barrier()
     with algorithm.whole(algorithm.model, everywhere=False) as model:
         if not trainer.is_global_zero:
             return
         models.save(model, run.directory)
     shutil.copy(open_run(data.tokenizer_run).path("tokenizer.model"), run.directory / "tokenizer.model")
-    shutil.rmtree(run.directory / "checkpoints", ignore_errors=True)
+    run.afterwards += [c.discard for c in trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
     for logger in algorithm.loggers:
         logger.finalize("success")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from furnace_project import Furnace, Outcome
@@ -19,6 +22,17 @@ def furnace(tmp_path_factory: pytest.TempPathFactory) -> Furnace:
     furnace.first = furnace.run("pipeline", "experiment=pipelines/tiny", timeout=500)
     assert furnace.first.code == 0, furnace.first.err
     return furnace
+
+
+@pytest.fixture(scope="session")
+def bench(furnace: Furnace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Trainings in forked processes, which spares the imports, and things that go wrong in them."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
+    from faults import Bench
+
+    bench = Bench(furnace, tmp_path_factory.mktemp("faults"))
+    yield bench
+    bench.close()
 
 
 @pytest.fixture

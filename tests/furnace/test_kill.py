@@ -19,8 +19,6 @@ import torch
 from furnace_project import TRAINED, Furnace, end, only, read_json, read_lines
 from safetensors.torch import load_file
 
-from athanor.callbacks.checkpoints import Checkpoints, newest
-
 STEPS, EVERY = 60, 3
 TIMED = {"train/tokens_per_second", "train/data_wait", "train/mfu", "train/seconds"}
 SLOW = [f"max_steps={STEPS}", f"checkpoint.every_n_steps={EVERY}", "logger.every_n_steps=1"]
@@ -182,25 +180,3 @@ def test_a_damaged_checkpoint_is_passed_over(furnace: Furnace, reference: Any, t
     assert outcome.code == 0, outcome.err
     assert f"athanor: {newer} is damaged; resuming from {older.name} instead\n" in outcome.err
     assert_same(run, reference("sft"))
-
-
-def test_a_damaged_checkpoint_does_not_push_out_a_sound_one(tmp_path: Path) -> None:
-    """Step 8 is cut off and training has gone on from an older one: what step 6 then saves is the newest there is."""
-
-    class Trained:
-        is_global_zero = True
-
-        def __init__(self, step: int) -> None:
-            self.global_step = step
-
-        def save_checkpoint(self, path: Path, weights_only: bool) -> None:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(f"state {self.global_step}")
-
-    callback = Checkpoints(tmp_path / "checkpoints", every_n_steps=2, keep=1)
-    callback.save(Trained(8))
-    (tmp_path / "checkpoints/step-00000008.ckpt").write_text("sta")
-    callback.save(Trained(6))
-    assert newest(tmp_path / "checkpoints") == tmp_path / "checkpoints/step-00000006.ckpt"
-    callback.save(Trained(8))
-    assert newest(tmp_path / "checkpoints") == tmp_path / "checkpoints/step-00000008.ckpt"

@@ -86,6 +86,26 @@ def test_a_node_that_dies_costs_only_what_came_after_the_last_checkpoint(
     assert last["from_step"] in (before // 20 * 20, before // 20 * 20 - 20)
 
 
+def test_a_rank_that_is_stopped_is_named_and_the_job_goes_back_into_the_queue(
+    rehearsal: Rehearsal, cluster: Cluster, undisturbed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """Though a task of it had to be killed, of which srun tells unless another task's exit code is higher."""
+    two = ["strategy=ddp", "cluster.devices=2", "cluster.hang_seconds=6", "checkpoint.every_n_steps=20"]
+    number = rehearsal.sbatch(
+        "slurm/train.sbatch", *rehearsal.words(tmp_path, *two), flags=("--nodes=1", "--ntasks-per-node=2")
+    )
+    run = wait_for_step(tmp_path, 45)
+    for process in cluster.processes(number, rank=1):
+        os.kill(process, signal.SIGSTOP)
+    wait_until(lambda: int(cluster.job(number)["Restarts"]) == 1, 60, "the requeue")
+    assert cluster.wait(number)["JobState"] == "COMPLETED", rehearsal.said(number)
+    assert "athanor: no progress for 6 s: rank 1 does not answer (stopped)" in rehearsal.said(number)
+    assert_same(run, undisturbed(2))
+    hung, last = attempts(run)
+    assert hung["died"]
+    assert last["from_step"] >= 20
+
+
 def test_cancelled_it_saves_itself_and_stays_cancelled(
     rehearsal: Rehearsal, cluster: Cluster, undisturbed: Callable[[int], Path], tmp_path: Path
 ) -> None:

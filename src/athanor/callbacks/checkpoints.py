@@ -1,52 +1,93 @@
-"""Checkpoints to resume from: written under a temporary name, fsynced, checksummed, renamed; the newest sound one is
-used.
+"""Checkpoints to resume from: copied where a step begins, and written behind the training under a temporary name,
+fsynced, checksummed, renamed; the newest sound one is used.
+
+A file holds whole tensors, whatever the strategy, so any other can read it: hence torch.save, where the folders of
+torch.distributed.checkpoint would hold the shards of the processes that wrote them.
 """
 
+import contextlib
+import copy
 import hashlib
 import logging
 import os
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from athanor.errors import UserError
-from athanor.runs.files import write_atomic
+from athanor.runs.files import PARTIAL, sha256, write_atomic
 
 log = logging.getLogger(__name__)
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10
-    sha = hashlib.sha256()
-    while block := file.read(1 << 20):
-        sha.update(block)
-    return sha.hexdigest()
 
 
 class Checkpoints(Callback):
     """Saves every `every_n_steps` optimizer steps and keeps the last `keep`.
 
     A step is saved when the next one begins: all that is logged of it, its validation too, is then on disk, and a run
-    that resumes there lacks no line and writes none twice.
+    that resumes there lacks no line and writes none twice. The training waits for the copy in memory, which rank 0
+    keeps for the next one, and for the file only where the next one is due, or the training ends.
+
+    Args:
+        every_minutes: besides, when so long nothing was saved (`athanor.callbacks.preemption` has the ranks agree).
+        best: besides, and beyond the end of the run, keeps so many of the lowest `validation/loss`.
     """
 
-    def __init__(self, directory: Path, every_n_steps: int, keep: int = 2):
-        if every_n_steps < 1 or keep < 1:
-            raise UserError("checkpoint.every_n_steps and checkpoint.keep must be at least 1.")
-        self.directory, self.every_n_steps, self.keep = directory, every_n_steps, keep
-        self.saved_at = 0
+    def __init__(
+        self,
+        directory: Path,
+        every_n_steps: int | None,
+        keep: int = 2,
+        every_minutes: float | None = None,
+        best: int = 0,
+    ):
+        if keep < 1 or best < 0 or any(every is not None and every <= 0 for every in (every_n_steps, every_minutes)):
+            raise UserError(
+                "checkpoint.every_n_steps and checkpoint.keep must be at least 1, checkpoint.every_minutes positive, "
+                "and checkpoint.best at least 0."
+            )
+        if every_n_steps is None and every_minutes is None:
+            raise UserError("Without checkpoints nothing survives: set checkpoint.every_n_steps or .every_minutes.")
+        self.directory, self.keep, self.best = directory, keep, best
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+        self.saved_at, self.saved_when = 0, 0.0
+        self.measured: tuple[int, float] | None = None  # step and loss of the last validation
+        self.losses: dict[int, float] = {}  # of steps that were saved
+        self.memory: Any = None
+        self.writer = ThreadPoolExecutor(1, "checkpoints")
+        self.writing: Future[None] | None = None
+        self.failure: UserError | None = None
+        self.blocked: list[float] = []  # seconds that the training stood still for each
+
+    # --- when -------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved_at = trainer.global_step
+        self.saved_at, self.saved_when = trainer.global_step, time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (loss := trainer.callback_metrics.get("validation/loss")) is not None:
+            self.measured = trainer.global_step, float(loss)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
+        step = trainer.global_step
+        if (self.every_n_steps and step % self.every_n_steps == 0) or self.is_best(step):
             self.save_boundary(trainer)
+
+    def overdue(self) -> bool:
+        """By this process's own clock, which no change of the time of day disturbs."""
+        return self.every_minutes is not None and time.monotonic() - self.saved_when > 60 * self.every_minutes
+
+    def is_best(self, step: int) -> bool:
+        if not self.best or self.measured is None or self.measured[0] != step:
+            return False
+        return len(self.losses) < self.best or self.measured[1] < sorted(self.losses.values())[self.best - 1]
+
+    # --- what -------------------------------------------------------------------------------------------------------
 
     def save_boundary(self, trainer: Trainer) -> None:
         """Saves where a step begins, unless that is where the training began or was last saved. Collective."""
@@ -60,32 +101,149 @@ class Checkpoints(Callback):
             count.ready += 1
 
     def save(self, trainer: Trainer) -> None:
-        """Collective: every rank must call it at the same step."""
-        self.saved_at = trainer.global_step
-        path = self.directory / f"step-{trainer.global_step:08d}.ckpt"
-        temporary = path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary, weights_only=False)
-        if trainer.is_global_zero:
-            with temporary.open("rb+") as file:
+        """Collective: every rank must call it at the same step. What goes wrong with the file is in `failure`."""
+        began = time.perf_counter()
+        self.saved_at, self.saved_when = trainer.global_step, time.monotonic()
+        if self.measured and self.measured[0] == self.saved_at:
+            self.losses[self.saved_at] = self.measured[1]
+        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        self.wait()
+        if trainer.is_global_zero and self.failure is None:
+            self.memory = copied(state, self.memory)
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            self.writing = self.writer.submit(self.write, self.memory, self.saved_at, self.best_steps())
+        self.blocked.append(time.perf_counter() - began)
+        log.info("step %d: the training waited %.1f ms for its checkpoint", self.saved_at, 1e3 * self.blocked[-1])
+
+    def wait(self) -> None:
+        """Until what is being written is in its place, or `failure` says why it is not."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            try:
+                writing.result()
+            except UserError as error:
+                self.failure = error
+
+    def failed(self) -> bool:
+        """Whether it is already known that a file could not be written."""
+        if self.writing is not None and self.writing.done():
+            self.wait()
+        return self.failure is not None
+
+    def write(self, state: dict[str, Any], step: int, best: list[int]) -> None:
+        """Raises UserError where the disk refuses."""
+        began = time.perf_counter()
+        path = self.directory / f"step-{step:08d}.ckpt"
+        temporary = path.with_name(f"{path.name}{PARTIAL}")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                hashed = Hashed(file)
+                torch.save(state, cast(BinaryIO, hashed))
+                file.flush()
                 os.fsync(file.fileno())
-            write_atomic(path.with_suffix(".sha256"), digest(temporary))
+            for logged in self.directory.parent.glob("*.jsonl"):
+                synchronize(logged)
+            write_atomic(path.with_suffix(".sha256"), hashed.sha.hexdigest())
             temporary.replace(path)
-            keep_names(self.directory)  # before an older one goes: a power cut must not take both
-            found = sorted(self.directory.glob("step-*.ckpt"))
-            sound = [other for other in found if other <= path]  # a later one is damaged: it was passed over
-            kept = sound[-self.keep :]
-            for other in set(found) - set(kept):
-                other.unlink()
-                other.with_suffix(".sha256").unlink(missing_ok=True)
+            synchronize(self.directory)  # the names, before an older one goes: a power cut must not take both
+            self.prune(path, best)
+            log.info("step %d: its checkpoint was written in %.1f ms", step, 1e3 * (time.perf_counter() - began))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            found = newest_step(self.directory)
+            raise UserError(
+                f"The checkpoint of step {step} cannot be written to {self.directory}: {error.strerror or error}. Mend "
+                f"that, and the same command goes on from {f'step {found}' if found else 'the beginning'}."
+            ) from error
+
+    def prune(self, path: Path, best: list[int]) -> None:
+        """Leaves the last ones up to `path`, and the best; a later one is damaged, for it was passed over."""
+        found = sorted(self.directory.glob("step-*.ckpt"))
+        kept = {other for other in found if other <= path}
+        kept = {*sorted(kept)[-self.keep :], *(other for other in kept if step_of(other) in best)}
+        for other in set(found) - kept:
+            other.unlink()
+            other.with_suffix(".sha256").unlink(missing_ok=True)
+
+    def best_steps(self) -> list[int]:
+        return sorted(self.losses, key=lambda step: (self.losses[step], step))[: self.best]
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.wait()
+        if self.failure is not None:  # no longer needed
+            log.warning("%s", self.failure)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.wait()
+
+    def discard(self) -> None:
+        """Of a run that is finished: all but the best."""
+        if not (best := self.best_steps()):
+            shutil.rmtree(self.directory, ignore_errors=True)
+        for path in self.directory.glob("step-*.*"):
+            if step_of(path) not in best:
+                path.unlink()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": {str(step): loss for step, loss in self.losses.items()}} if self.best else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses = {int(step): loss for step, loss in state_dict.get("losses", {}).items()}
 
 
-def keep_names(directory: Path) -> None:
-    """Has what the files of a folder are called written to its disk."""
-    opened = os.open(directory, os.O_RDONLY)
+class Hashed:
+    """A file that is written and hashed at once."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.sha = file, hashlib.sha256()
+
+    def write(self, block: Any) -> int:
+        self.sha.update(block)
+        return self.file.write(block)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def copied(value: Any, into: Any = None) -> Any:
+    """A value whose tensors lie in the CPU's memory and in no other's hands: those of `into`, an earlier copy, where
+    they fit.
+    """
+    if isinstance(value, Tensor):
+        if not isinstance(into, Tensor) or (into.shape, into.dtype) != (value.shape, value.dtype):
+            into = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+        return into.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        earlier = into if isinstance(into, dict) else {}
+        return {key: copied(entry, earlier.get(key)) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        before = into if type(into) is type(value) and len(into) == len(value) else [None] * len(value)
+        return type(value)(map(copied, value, before))
+    return copy.deepcopy(value)
+
+
+def synchronize(path: Path) -> None:
+    """Has a file, or what the files of a folder are called, written to its disk."""
+    opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def step_of(path: Path) -> int:
+    """Of a checkpoint by its name."""
+    return int(path.name.removeprefix("step-").partition(".")[0])
+
+
+def newest_step(directory: Path | None) -> int:
+    """Of the newest checkpoint, sound or not; 0 if there is none."""
+    return max(map(step_of, directory.glob("step-*.ckpt")), default=0) if directory else 0
 
 
 def newest(directory: Path) -> Path | None:
@@ -97,7 +255,7 @@ def newest(directory: Path) -> Path | None:
     damaged: list[Path] = []
     for path in sorted(directory.glob("step-*.ckpt"), reverse=True):
         expected = path.with_suffix(".sha256")
-        if expected.exists() and expected.read_text() == digest(path):
+        if expected.exists() and expected.read_bytes() == sha256(path).encode():
             for bad in damaged:
                 log.warning("%s is damaged; resuming from %s instead", bad, path.name)
             return path

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from athanor.algorithms.base import Algorithm
-from athanor.callbacks.checkpoints import Checkpoints
+from athanor.callbacks.checkpoints import Checkpoints, newest_step
 from athanor.data.base import Data
 from athanor.errors import UserError
 from athanor.optimizers.common import can_skip
@@ -177,8 +177,12 @@ class Guard(Callback):
 
     @property
     def directory(self) -> Path | None:
-        found = [c.directory for c in self.trainer.callbacks if isinstance(c, Checkpoints)]  # type: ignore[attr-defined]
-        return found[0] if found else None
+        """Of the checkpoints, what is being written among them."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoints):
+                callback.wait()
+                return callback.directory
+        return None
 
     def epitaph(self, step: int, loss: float, norm: float, after: str = "") -> str:
         """The one sentence with which a run ends."""
@@ -235,9 +239,3 @@ class Guard(Callback):
         stored = tuple((start, by) for start, by in state_dict["detours"])
         if len(stored) > len(self.detours):  # of a run that is resumed; one that rolls back knows of one more
             self.detour(stored)
-
-
-def newest_step(directory: Path | None) -> int:
-    """Of the newest checkpoint, 0 if there is none."""
-    found = directory.glob("step-*.ckpt") if directory else ()
-    return max((int(path.stem.removeprefix("step-")) for path in found), default=0)

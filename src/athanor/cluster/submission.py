@@ -185,7 +185,7 @@ def check(experiment: Experiment, upstream: Sequence[Path]) -> None:
                 )
             weights = run.manifest["outputs"].get("model.safetensors", {}).get("bytes", 0)
             if experiment.kind == "train":  # weights and two moments, in each checkpoint and in one being written
-                needed += 3 * weights * (experiment.config["checkpoint"]["keep"] + 1)
+                needed += 3 * weights * (sum(experiment.config["checkpoint"].get(k, 0) for k in ("keep", "best")) + 1)
     if experiment.kind == "train":
         _plan(experiment).check()
     runs = Path(experiment.config["paths"]["runs"])

@@ -1,6 +1,7 @@
 """Networks that know nothing of training, and the two functions that keep them in a run's directory."""
 
 import json
+import os
 from pathlib import Path
 
 from torch import nn
@@ -22,6 +23,8 @@ def save(model: nn.Module, directory: Path) -> None:
     ):
         temporary = directory / f".{name}.tmp"
         write(str(temporary))
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(directory / name)
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ class RunContext:
         self.progress = progress or Progress(quiet=True)
         self.callbacks = callbacks  # of Lightning, that watch a training and leave what it computes alone
         self.rank = rank()
+        self.afterwards: list[Callable[[], None]] = []  # to be done once the run says that it is finished
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one event to metrics.jsonl: step, time in seconds since 1970, and the metrics as floats."""

@@ -38,7 +38,7 @@ FORMAT = 1
 LOG = "log.txt"
 RECORDS = {MANIFEST, "config.yaml", LOG, METRICS, "metrics.csv", "code.diff", LOCK, slurm.CLAIM}
 RECORDS |= {"reproduce.json", "diagnosis.json", "card.html", "card.md"}  # what is said of the outputs
-FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # kept, but no outputs
+FOLDERS = {"checkpoints", "wandb", "tensorboard", "watch"}  # kept, but no outputs
 
 
 class RunFailedError(Exception):
@@ -153,7 +153,7 @@ def _intact(experiment: Experiment) -> Run:
 
 
 def _attempt(experiment: Experiment, progress: Progress, force: bool, callbacks: Sequence[Any]) -> Run:
-    directory = experiment.directory
+    directory, began = experiment.directory, time.monotonic()
     before = Run(directory).manifest if (directory / MANIFEST).is_file() and not force else None
     attempts = list(before["attempts"]) if before else []
     if attempts and attempts[-1]["status"] == "running":
@@ -203,7 +203,7 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool, callbacks:
     def record(status: str) -> None:
         attempt["status"] = manifest["status"] = status
         attempt["finished"] = manifest["finished"] = time.time()
-        attempt["seconds"] = round(attempt["finished"] - attempt["started"], 3)
+        attempt["seconds"] = round(time.monotonic() - began, 3)  # whatever becomes of the time of day
         manifest["seconds"] = round(sum(a.get("seconds", 0.0) for a in attempts), 3)
         write_json(directory / MANIFEST, manifest)
 
@@ -235,6 +235,8 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool, callbacks:
             f"{experiment.name} failed: {type(error).__name__}: {told}; the traceback is in {directory / LOG}"
         ) from error
     record("finished")
+    for action in context.afterwards:
+        action()
     return Run(directory)
 
 
