@@ -34,14 +34,17 @@ launch() {
 
     # A task that ends takes the others with it after a minute, not at once: they may be ending too. Until Python handles
     # the two signals they are ignored, for they would kill it.
+    export ATHANOR_HUNG=$PWD/.hung-$job
     while true; do
+        rm -f "$ATHANOR_HUNG"
         srun --kill-on-bad-exit=0 --wait=60 "${flags[@]}" bash -c 'trap "" USR1 TERM; exec "$@"' athanor \
             "${inside[@]}" "${ATHANOR_PYTHON:-$python}" -m athanor "$@"
         status=$?
+        [ ! -e "$ATHANOR_HUNG" ] || { rm -f "$ATHANOR_HUNG"; status=75; break; } # ranks that did not answer were killed
         [ $status -gt 128 ] && [ $status != 143 ] && [ $deaths -lt "${ATHANOR_RETRIES:-0}" ] && still_runs || break
         echo "athanor: killed by signal $((status - 128)); going on ($((++deaths)) of $ATHANOR_RETRIES)" >&2
     done
-    [ $status = 75 ] || [ $status = 175 ] || exit $status # 175: it hung
+    [ $status = 75 ] || exit $status
 
     # Told to stop, and saved, or ended where it hung. Requeuing would bring a cancelled job back, or disturb a restart of this one elsewhere.
     if ! still_runs; then

@@ -11,12 +11,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: more to do, start the same command again
-HUNG = 175  # the same of a training that hung, in a job: srun tells the highest code, and a rank may have to be killed
 INTERRUPTED = (130, 128 + signal.SIGTERM, REQUEUE)  # exit codes of what was told to stop
 
 _noted = 0  # the number of the last signal, 0 for none
@@ -33,9 +33,11 @@ def exit_code(number: int) -> int:
     return REQUEUE if "SLURM_JOB_ID" in os.environ or number == signal.SIGUSR1 else 128 + number
 
 
-def hang_code() -> int:
-    """How a training ends that hung: as one to be started again."""
-    return HUNG if "SLURM_JOB_ID" in os.environ else REQUEUE
+def tell_hung() -> None:
+    """Have `slurm/launch.sh` know of a training that hung: srun may tell only that a rank had to be killed."""
+    if mark := os.environ.get("ATHANOR_HUNG"):
+        with suppress(OSError):
+            Path(mark).touch()
 
 
 @contextmanager

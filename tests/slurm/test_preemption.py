@@ -89,7 +89,7 @@ def test_a_node_that_dies_costs_only_what_came_after_the_last_checkpoint(
 def test_a_rank_that_is_stopped_is_named_and_the_job_goes_back_into_the_queue(
     rehearsal: Rehearsal, cluster: Cluster, undisturbed: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    """Though a task of it had to be killed, of which srun tells unless another task's exit code is higher."""
+    """Though a task of it had to be killed, of which alone srun tells."""
     two = ["strategy=ddp", "cluster.devices=2", "cluster.hang_seconds=6", "checkpoint.every_n_steps=20"]
     number = rehearsal.sbatch(
         "slurm/train.sbatch", *rehearsal.words(tmp_path, *two), flags=("--nodes=1", "--ntasks-per-node=2")

@@ -44,7 +44,7 @@ def passing(place: str) -> Callable[..., None]:
 
 
 class Watchdog(Callback):
-    """Every rank ends with `athanor.signals.hang_code` once none has passed a place for `seconds`; None: never.
+    """Every rank ends with exit code 75 once none has passed a place for `seconds`; None: never.
 
     Left in `directory` is for each rank `<rank>.txt` with its stacks, that of one which had to be killed too.
     """
@@ -70,6 +70,7 @@ class Watchdog(Callback):
             self.parent = parent if self.rank and self.heard(0, None)[0].get("pid") == parent else None
             self.stacks = (self.directory / f"{self.rank}.txt").open("w")
             self.before = faulthandler.is_enabled()
+            faulthandler.disable()  # else a library that has put itself in its place since stays there
             faulthandler.enable(self.stacks)  # for SIGABRT, by which a rank that does not answer is ended
             self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
             self.thread.start()
@@ -146,11 +147,12 @@ class Watchdog(Callback):
         node = others[self.rank][0].get("node")
         here = [rank for rank, (said, _) in others.items() if said.get("node") == node]
         if self.rank == answering[0]:
+            signals.tell_hung()
             saved = newest_step(self.directory.parent / "checkpoints")
             log.error(
                 "no progress for %g s: %s. Where each rank stood is in %s. Ending with exit code %d: the same command "
                 "goes on from %s.", self.seconds, self.culprit(others, silent, here), self.directory,
-                signals.hang_code(), f"step {saved}" if saved else "the beginning",
+                signals.REQUEUE, f"step {saved}" if saved else "the beginning",
             )  # fmt: skip
         if self.rank == min(rank for rank in here if rank in answering):
             for rank in silent:
@@ -158,7 +160,7 @@ class Watchdog(Callback):
                     end(others[rank][0]["pid"])
         else:
             time.sleep(2 * GRACE)  # the end of a child may be that of its parent, which has things to say
-        os._exit(signals.hang_code())
+        os._exit(signals.REQUEUE)
 
     def culprit(self, others: dict[int, tuple[dict[str, Any], int]], silent: list[int], here: list[int]) -> str:
         if silent:
