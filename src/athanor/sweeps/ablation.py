@@ -10,9 +10,14 @@
       optimizer:                        # ... or a name, and the overrides that each level means
         muon: []
         adamw: [optimizer=adamw, ~optimizer.matrix_lr]
+      vocabulary:
+        "2048": []
+        "4096": [model.vocabulary_size=4096, tokenizer/demo: job.vocabulary_size=4096]  # of an experiment it reads from
     seeds: [1, 2, 3]
+    seed_inputs: true                   # the seed is of the trainings that it reads from, too; else all read the same
     metric: {name: validation/loss, better: lower, resolve: 0.02}
-    measure: {experiment: evaluate/demo, input: model}   # where the metric is measured; else by the base itself
+    also: [validation/accuracy]         # metrics that the report shows without a verdict
+    measure: {experiment: evaluate/demo, input: model}   # where the metrics are measured; else by the base itself
     budget: {members: 12, hours: 1}     # refused beyond; hours of all members together
 
 Members are numbered from 1, seed by seed: with another seed only new numbers are added, and after the first seed every
@@ -24,7 +29,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,10 +42,14 @@ from athanor.runs import store
 from athanor.runs.run import MANIFEST, Run
 from athanor.sweeps.file import Levels, Metric, SweepFile, label
 
-KEYS = ("base", "overrides", "design", "combinations", "factors", "seeds", "metric", "measure", "budget")
+KEYS = (
+    "base", "overrides", "design", "combinations", "factors", "seeds", "seed_inputs", "metric", "also", "measure",
+    "budget",
+)  # fmt: skip
 DESIGNS = ("one_at_a_time", "grid", "listed")
 
 Cell = tuple[str, ...]  # one level a factor, in the order of the factors
+Inputs = dict[str, Experiment]  # by name, the read before their readers
 
 
 @dataclass(frozen=True)
@@ -100,10 +109,13 @@ class Ablation:
     factors: dict[str, Levels]
     cells: list[Cell]
     seeds: list[int]
+    seed_inputs: bool
     metric: Metric
+    also: tuple[str, ...]
     measure: dict[str, Any] | None
     budget: dict[str, float]
     composed: dict[int, Member] = field(default_factory=dict, repr=False, compare=False)  # so far, by number
+    read: dict[Any, Inputs] = field(default_factory=dict, repr=False, compare=False)  # what `_inputs` made so far
 
     @property
     def command(self) -> str:
@@ -160,14 +172,16 @@ class Ablation:
         # What departs from the baseline comes last: it may delete a key that another factor's baseline sets.
         departing = sorted(levels.items(), key=lambda item: item[1] != self.labels[item[0]][0])
         own = [override for factor, label in departing for override in self.factors[factor][label]]
-        experiment = config.load(self.base, (*self.overrides, *own, f"seed={seed}"), stand_ins=self._shared)
+        own, above = _parted((*self.overrides, *own))
+        inputs = self._inputs(seed, above)
+        experiment = config.load(self.base, (*own, f"seed={seed}"), stand_ins=inputs)
         measured = None
         if self.measure:
             measured = config.load(
                 self.measure["experiment"],
                 (*self.measure.get("overrides", ()), *self._execution),
                 inputs={self.measure["input"]: experiment},
-                stand_ins=self._shared,
+                stand_ins=inputs,
             )
         return Member(number, seed, levels, experiment, measured, f"ablations/{self.name}")
 
@@ -226,16 +240,41 @@ class Ablation:
     @cached_property
     def first(self) -> Experiment:
         """The base with what all members have, no level chosen."""
-        return config.load(self.base, self.overrides)
+        return config.load(self.base, _parted(self.overrides)[0])
 
     @property
     def _root(self) -> Path:
         return Path(self.first.config["paths"]["runs"])
 
     @cached_property
-    def _shared(self) -> dict[str, Experiment]:
-        """The base's inputs, near and far, that were composed without overrides of their own: composed once for all."""
-        return {e.name: e for e in self.first.upstream() if all(map(config.is_execution, e.overrides))}
+    def _shared(self) -> Inputs:
+        """What members read, near and far, that is composed without overrides of its own: composed once for all."""
+
+        def plain(experiments: Iterable[Experiment]) -> Inputs:
+            return {e.name: e for e in experiments if all(map(config.is_execution, e.overrides))}
+
+        found = plain(self.first.upstream())
+        if self.measure:
+            own = config.load(self.measure["experiment"], self._execution, stand_ins=found)
+            found |= {name: e for name, e in plain(own.upstream()).items() if name not in (*found, self.base)}
+        return found
+
+    def _inputs(self, seed: int, changes: Mapping[str, tuple[str, ...]]) -> Inputs:
+        """What a member of that seed reads, with these overrides of it."""
+        if unknown := sorted(set(changes) - set(self._shared)):
+            hint = catalog.suggest(unknown[0], self._shared)
+            raise UserError(f"{self._file}: {self.base} does not read from {unknown[0]!r}{hint}")
+        key = (seed if self.seed_inputs else None, *changes.items())
+        if key not in self.read:
+            found, other = self.read.setdefault(key, {}), set()
+            for name, usual in self._shared.items():
+                own = changes.get(name, ())
+                own += (f"seed={seed}",) if self.seed_inputs and "seed" in usual.config else ()
+                if own or other & {e.name for e in usual.upstream()}:
+                    other.add(name)
+                    usual = config.load(name, (*usual.overrides, *own), stand_ins=found)
+                found[name] = usual
+        return self.read[key]
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Ablation:
@@ -255,19 +294,24 @@ def load(name: str, overrides: Sequence[str] = ()) -> Ablation:
         raise file.refusal(f"there is no design {design!r}{catalog.suggest(str(design), DESIGNS)}")
     if not isinstance(text["factors"], dict):
         raise file.refusal("`factors` must map names to levels, the first of each being the baseline")
-    factors = {str(factor): file.levels("factors", str(factor), given) for factor, given in text["factors"].items()}
+    factors = {
+        str(factor): file.levels("factors", str(factor), given, inputs=True)
+        for factor, given in text["factors"].items()
+    }
     combinations = _combinations(file, design, factors)
     ablation = Ablation(
         name=name,
         description=file.description,
         base=str(text["base"]),
-        overrides=(*file.words(text.get("overrides"), "overrides"), *overrides),
+        overrides=(*file.words(text.get("overrides"), "overrides", inputs=True), *overrides),
         given=tuple(overrides),
         design=design,
         factors=factors,
         cells=layout({factor: list(levels) for factor, levels in factors.items()}, design, combinations),
         seeds=file.seeds,
+        seed_inputs=_seed_inputs(file),
         metric=file.metric,
+        also=_also(file),
         measure=_measure(file),
         budget=file.budget,
     )
@@ -313,6 +357,32 @@ def _combinations(file: SweepFile, design: str, factors: Mapping[str, Levels]) -
                 raise file.refusal(f"factor {factor} has no level {label(level)!r}{hint}")
         found.append({str(factor): label(level) for factor, level in combination.items()})
     return found
+
+
+def _parted(overrides: Sequence[str]) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Those of an experiment itself, and by name those of experiments that it reads from."""
+    own: list[str] = []
+    above: dict[str, tuple[str, ...]] = {}
+    for text in overrides:
+        if found := re.fullmatch(r"([\w./-]+): (.*)", text, re.DOTALL):
+            above[found[1]] = (*above.get(found[1], ()), found[2])
+        else:
+            own.append(text)
+    return tuple(own), above
+
+
+def _seed_inputs(file: SweepFile) -> bool:
+    given = file.text.get("seed_inputs", False)
+    if not isinstance(given, bool):
+        raise file.refusal("`seed_inputs` must be true or false")
+    return given
+
+
+def _also(file: SweepFile) -> tuple[str, ...]:
+    given = file.text.get("also") or []
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise file.refusal("`also` must be a list of metrics")
+    return tuple(given)
 
 
 def _measure(file: SweepFile) -> dict[str, Any] | None:

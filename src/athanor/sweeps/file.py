@@ -57,20 +57,30 @@ class SweepFile:
             hint = catalog.suggest(wrong[0], keys)
             raise self.refusal(f"{where} has no {wrong[0]!r}{hint}" if where else f"unknown key {wrong[0]!r}{hint}")
 
-    def words(self, given: Any, where: str) -> tuple[str, ...]:
-        """A list of overrides, or a single one."""
-        words = [given] if isinstance(given, str) else given or []
+    def words(self, given: Any, where: str, *, inputs: bool = False) -> tuple[str, ...]:
+        """A list of overrides, or a single one.
+
+        Args:
+            inputs: whether `experiment: override` is allowed, and becomes one word.
+        """
+        words = [given] if isinstance(given, str | dict) else given or []
+        if inputs and isinstance(words, list):
+            words = [
+                text
+                for word in words
+                for text in ([f"{k}: {v}" for k, v in word.items()] if isinstance(word, dict) else [word])
+            ]
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise self.refusal(f"{where} must be a list of overrides such as `optimizer.lr=1e-3`")
         return tuple(words)
 
-    def levels(self, group: str, name: str, given: Any) -> Levels:
-        """Of `name` in the group: a list of values of that key, or a mapping of labels to overrides."""
+    def levels(self, group: str, name: str, given: Any, *, inputs: bool = False) -> Levels:
+        """Of `name` in the group: a list of values of that key, or a mapping of labels to overrides; see `words`."""
         found: Levels
         if isinstance(given, list):
             found = {label(value): (f"{name}={_literal(value)}",) for value in given}
         elif isinstance(given, dict):
-            found = {label(k): self.words(v, f"{group}.{name}.{label(k)}") for k, v in given.items()}
+            found = {label(k): self.words(v, f"{group}.{name}.{label(k)}", inputs=inputs) for k, v in given.items()}
         else:
             raise self.refusal(f"{group}.{name} needs a list of values, or a mapping of levels to overrides")
         if len(found) < 2 or len(found) < len(given):
