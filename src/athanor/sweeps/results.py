@@ -28,6 +28,7 @@ class Outcome:
     note: str  # why there is no value
     seconds: float  # of its own runs, failed attempts included
     hardware: str
+    also: Mapping[str, float]  # of the ablation's further metrics, those that are there and finite
 
     @cached_property
     def curves(self) -> Mapping[str, Series]:
@@ -42,6 +43,7 @@ class Results:
     outcomes: list[Outcome]
     levels: list[Level]
     cells: list[Level]  # every combination of a grid, without comparisons; [] for other designs
+    also: dict[str, list[Level]]  # by further metric, the same levels; their verdicts say nothing
 
     @property
     def values(self) -> dict[tuple[Cell, int], float]:
@@ -75,10 +77,13 @@ def gather(ablation: Ablation) -> Results:
     """
     outcomes = [_outcome(ablation, member) for member in ablation.members]
     values, labels = _values(outcomes), ablation.labels
-    levels = compare(
-        labels, ablation.cells, ablation.seeds, values,
-        better=ablation.metric.better, resolve=ablation.metric.resolve, listed=ablation.design == "listed",
-    )  # fmt: skip
+    design = {"factors": labels, "cells": ablation.cells, "seeds": ablation.seeds}
+    listed, better = ablation.design == "listed", ablation.metric.better
+    levels = compare(**design, values=values, better=better, resolve=ablation.metric.resolve, listed=listed)
+    also = {}
+    for name in ablation.also:
+        found = {(o.member.cell, o.member.seed): o.also[name] for o in outcomes if name in o.also}
+        also[name] = compare(**design, values=found, better=better, listed=listed)
     cells = []
     if ablation.design == "grid" and len(labels) > 1:
         for cell in ablation.cells:
@@ -87,7 +92,7 @@ def gather(ablation: Ablation) -> Results:
             label = ", ".join(f"{factor} {level}" for factor, level in zip(labels, cell))
             mean = mean_interval(list(own.values()))
             cells.append(Level("combination", label, cell == ablation.cells[0], mean, own, missing, cells=(cell,)))
-    return Results(ablation, outcomes, levels, cells)
+    return Results(ablation, outcomes, levels, cells, also)
 
 
 def _binned(steps: list[int], values: list[float]) -> Series:
@@ -103,17 +108,19 @@ def _values(outcomes: list[Outcome]) -> dict[tuple[Cell, int], float]:
 
 def _outcome(ablation: Ablation, member: Member) -> Outcome:
     status, runs, name = member.status(), member.runs(), ablation.metric.name
-    value, note = None, {"waiting": "not run yet"}.get(status, status)
+    value, note, metrics = None, {"waiting": "not run yet"}.get(status, status), dict[str, float]()
     if status == "finished":
         metrics = runs[-1].metrics
-        if name not in metrics:
-            raise UserError(f"{runs[-1].id} has no metric {name!r}{catalog.suggest(name, metrics, every=40)}")
+        for wanted in (name, *ablation.also):
+            if wanted not in metrics:
+                raise UserError(f"{runs[-1].id} has no metric {wanted!r}{catalog.suggest(wanted, metrics, every=40)}")
         sound = math.isfinite(metrics[name])
         value, note = (float(metrics[name]), "") if sound else (None, f"diverged: {name} is {metrics[name]}")
     elif status in ("failed", "interrupted"):
         note = str(runs[-1].manifest.get("error") or status).splitlines()[0]
     hardware = next((_hardware(run.manifest.get("hardware") or {}) for run in runs), "")
-    return Outcome(member, status, value, note, member.seconds(), hardware)
+    also = {key: float(metrics[key]) for key in ablation.also if math.isfinite(metrics.get(key, math.nan))}
+    return Outcome(member, status, value, note, member.seconds(), hardware, also)
 
 
 def _hardware(facts: Mapping) -> str:

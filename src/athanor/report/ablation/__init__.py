@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from athanor.report.ablation.drawings import forest, panels, toned
 from athanor.report.ablation.story import DESIGNS, cost, figures, findings, lede, title
-from athanor.report.ablation.text import latex, markdown, members, table
+from athanor.report.ablation.text import also_rows, latex, markdown, members, table
 from athanor.report.frame import fill
 from athanor.runs.files import write_atomic
 
@@ -52,6 +52,8 @@ def context(results: Results) -> dict[str, Any]:
         "forests": [(factor, forest(levels)) for factor, levels in by_factor],
         "panels": [panel for factor, levels in by_factor for panel in panels(results, factor, levels)],
         "cells": results.cells,
+        "also": [[*row[:2], list(zip(row[2::2], row[3::2]))] for row in also_rows(results)],
+        "also_names": list(results.also),
         "outcomes": results.outcomes,
         "costs": [(factor, [(level, cost(results, level)) for level in levels]) for factor, levels in by_factor],
         "seconds": sum(outcome.seconds for outcome in results.outcomes),

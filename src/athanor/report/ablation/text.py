@@ -6,13 +6,14 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from athanor.report import formats
 from athanor.report.ablation.story import cost, findings, lede, title
 
 if TYPE_CHECKING:
+    from athanor.evaluation.statistics import Interval
     from athanor.sweeps.results import Results
     from athanor.sweeps.statistics import Level
 
@@ -70,7 +71,16 @@ def markdown(results: Results) -> str:
     lines = [f"# {title(results)}", "", lede(results), ""]
     lines += [f"- {finding.text}" for finding in findings(results)]
     lines += ["", f"| {' | '.join(HEADS)} |", f"|{'---|' * len(HEADS)}"]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in _row(level))} |" for level in results.levels]
+    lines += [f"| {' | '.join(map(_piped, _row(level)))} |" for level in results.levels]
+    if results.also:
+        heads = [text for name in results.also for text in (name, "difference")]
+        lines += [
+            "",
+            "Also measured, without a verdict: mean and 95% interval, and the difference to the baseline.",
+            "",
+        ]
+        lines += [f"| Factor | Level | {' | '.join(map(_piped, heads))} |", f"|{'---|' * (2 + len(heads))}"]
+        lines += [f"| {' | '.join(map(_piped, row))} |" for row in also_rows(results)]
     seconds = sum(outcome.seconds for outcome in results.outcomes)
     lines += [
         "",
@@ -83,26 +93,61 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+def also_rows(results: Results) -> list[list[str]]:
+    """Of every level: factor, label, and of each further metric mean and difference with their intervals."""
+    rows = []
+    for levels in zip(*results.also.values()):
+        row = [levels[0].factor, levels[0].label]
+        for level in levels:
+            found = level.paired.difference if level.paired else None
+            row += [_with_interval(level.mean, four), _with_interval(found, formats.signed) if found else ""]
+        rows.append(row)
+    return rows
+
+
+def _with_interval(found: Interval, show: Callable[[float], str]) -> str:
+    return show(found.value) + (f" ({show(found.low)} to {show(found.high)})" if math.isfinite(found.low) else "")
+
+
+def _piped(cell: str) -> str:
+    return cell.replace("|", r"\|")
+
+
 def table(results: Results) -> str:
     """Levels as CSV, numbers in full."""
     columns = ["factor", "level", "baseline", "seeds", "missing_seeds", "mean", "mean_low", "mean_high", "difference",
                "difference_low", "difference_high", "pairs", "p", "p_holm", "effect", "verdict", "seconds"]  # fmt: skip
+    columns += [f"{name}{of}" for name in results.also for of in ("", "_low", "_high", "_difference")]
     rows = []
-    for level in results.levels:
+    for at, level in enumerate(results.levels):
         mean, found = level.mean, level.paired
         row: list[Any] = [level.factor, level.label, int(level.is_baseline), len(level.values)]
         row += [" ".join(map(str, level.missing)), *mean[:3]]
         row += [*found.difference, found.p, level.p_holm, found.effect] if found else [""] * 7
-        rows.append([*row, level.verdict, round(cost(results, level)[0], 3)])
+        row += [level.verdict, round(cost(results, level)[0], 3)]
+        for other in (levels[at] for levels in results.also.values()):
+            row += [*other.mean[:3], other.paired.difference.value if other.paired else ""]
+        rows.append(row)
     return _csv(columns, rows)
 
 
 def members(results: Results) -> str:
     """Members as CSV."""
     factors = list(results.ablation.factors)
-    columns = ["member", *factors, "seed", "status", results.ablation.metric.name, "seconds", "run", "note"]
+    columns = [
+        "member",
+        *factors,
+        "seed",
+        "status",
+        results.ablation.metric.name,
+        *results.also,
+        "seconds",
+        "run",
+        "note",
+    ]
     rows = [
         [o.member.number, *o.member.cell, o.member.seed, o.status, "" if o.value is None else o.value,
+         *(o.also.get(name, "") for name in results.also),
          round(o.seconds, 3), f"{o.member.target.name}/{o.member.target.fingerprint}", o.note]
         for o in results.outcomes
     ]  # fmt: skip
