@@ -533,7 +533,7 @@ def _explain(name: str, overrides: tuple[str, ...], error: Exception) -> str:
         elif override.is_add() and not override.is_force_add() and _has(base, key):
             problems.append(f"{text}: {key} exists already; drop the +")
         elif not override.is_add() and not override.is_force_add() and not _has(base, key.replace("/", ".")):
-            near = catalog.suggest(key, known)
+            near = "" if key in groups else catalog.suggest(key, known)
             problems.append(f"{text}: {name} has no {key!r}{near or f'; to add it, write +{text}'}")
     if not problems:
         problems = [_sentence(error)]

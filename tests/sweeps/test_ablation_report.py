@@ -13,6 +13,7 @@ import pytest
 from sweep_bench import ablate
 
 from athanor import cli
+from athanor.errors import UserError
 from athanor.report import ablation as page
 from athanor.report.ablation.text import HEADS
 from athanor.runs import store
@@ -68,6 +69,26 @@ def test_markdown_and_latex_say_the_same(whole):
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {6}
     assert r"\_" not in body[0]
     assert "worse" in tex
+
+
+def test_further_metrics_are_shown_paired_and_without_a_verdict(bench):
+    ablate(bench, seeds=[1, 2, 3, 4], also=["accuracy"])
+    found = made()
+    by_level = {(row["factor"], row["level"]): row for row in rows(page.table(found))}
+    one, two = ([1 - (size + s / 10 + 0.01 * (s * s * size % 5)) / 100 for s in range(1, 5)] for size in (1, 2))
+    assert float(by_level["job.size", "2.0"]["accuracy"]) == pytest.approx(sum(two) / 4)
+    assert float(by_level["job.size", "2.0"]["accuracy_difference"]) == pytest.approx((sum(two) - sum(one)) / 4)
+    assert by_level["job.size", "1.0"]["accuracy_difference"] == ""
+    values = [float(row["accuracy"]) for row in rows(page.members(found)) if row["job.size"] == "2.0"]
+    assert values == pytest.approx(two)
+    (line,) = [x for x in page.markdown(found).splitlines() if x.startswith("| job.size | 2.0 | 0.9")]
+    assert line.startswith(f"| job.size | 2.0 | {sum(two) / 4:.4f} (")
+    assert "better" not in line
+    assert "worse" not in line
+    assert "Also measured" in Reader(page.page(found)).text
+    ablate(bench, seeds=[1], also=["acuracy"])
+    with pytest.raises(UserError, match="no metric 'acuracy'; did you mean 'accuracy'"):
+        results.gather(ablation.load("size"))
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex here")

@@ -12,7 +12,7 @@ import time
 import pytest
 from sweep_bench import SMALL, ablate
 
-from athanor import cli
+from athanor import cli, config
 from athanor.progress import Progress
 from athanor.runs import store
 from athanor.runs.run import list_runs
@@ -84,9 +84,55 @@ def test_a_departure_may_delete_what_another_factors_baseline_sets(bench):
     assert [m.experiment.config["job"]["size"] for m in ablation.load("size").members[:3]] == [1.0, 2.0, 5.0]
 
 
+@pytest.fixture
+def chained(bench):
+    """`last/tiny` reads `middle/tiny`, which reads `guess/tiny`; it and its measurement read `slow/tiny`."""
+    job = 'job: {_target_: sweep_jobs.Guess, seed: "${seed}", size: 1.0}\nallowed_targets: [sweep_jobs]\nseed: 1'
+    bench.experiment("middle/tiny", f"defaults: [/prepare, _self_]\ninputs: {{start: guess/tiny}}\n{job}")
+    inputs = "inputs: {start: middle/tiny, text: slow/tiny}"
+    bench.experiment("last/tiny", f"defaults: [/prepare, _self_]\n{inputs}\n{job}")
+    score = "job: {_target_: sweep_jobs.Score, model: '${inputs.model}'}\nallowed_targets: [sweep_jobs]"
+    inputs = "inputs: {model: last/tiny, judge: middle/tiny, text: slow/tiny}"
+    bench.experiment("score/chain", f"defaults: [/evaluate, _self_]\n{inputs}\n{score}")
+    return bench
+
+
+def test_a_level_may_change_what_a_member_reads_and_all_between(chained):
+    factors = {"size": {"usual": [], "large": [{"guess/tiny": "job.size=3.0"}]}}
+    ablate(chained, base="last/tiny", factors=factors, measure={"experiment": "score/chain", "input": "model"})
+    usual, large = ablation.load("size").members[:2]
+    assert usual.experiment.directory == config.load("last/tiny", ["seed=1"]).directory
+    assert large.experiment.config["job"]["size"] == 1.0
+    deepest = large.experiment.inputs["start"].experiment.inputs["start"].experiment
+    assert deepest.directory == config.load("guess/tiny", ["job.size=3.0"]).directory
+    for member, other in ((usual, large), (large, usual)):
+        read, measured = member.experiment.inputs, member.measured.inputs
+        assert measured["model"].paths == [member.experiment.directory]
+        assert measured["judge"].paths == read["start"].paths != other.experiment.inputs["start"].paths
+        assert measured["text"].paths == read["text"].paths == other.experiment.inputs["text"].paths
+
+
+def test_the_seed_may_be_of_what_a_member_reads_too(chained):
+    settings = {"base": "last/tiny", "measure": {"experiment": "score/chain", "input": "model"}}
+    ablate(chained, **settings)
+    assert {m.experiment.inputs["start"].experiment.config["seed"] for m in ablation.load("size").members} == {1}
+    ablate(chained, **settings, seed_inputs=True)
+    for member in ablation.load("size").members:
+        middle, own = member.experiment.inputs["start"].experiment, f"seed={member.seed}"
+        start = f"inputs.start={{experiment: guess/tiny, overrides: ['{own}']}}"
+        assert middle.directory == config.load("middle/tiny", [own, start]).directory
+        assert member.measured.inputs["judge"].paths == [middle.directory]
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
+        ({"seed_inputs": "yes"}, "`seed_inputs` must be true or false"),
+        ({"also": "accuracy"}, "`also` must be a list of metrics"),
+        (
+            {"factors": {"m": {"a": [], "b": [{"slow/tony": "x=1"}]}}, "base": "guess/reads"},
+            "did you mean 'slow/tiny'?",
+        ),
         ({"bse": 1}, "unknown key 'bse'; did you mean 'base'?"),
         ({"seeds": None}, "say `seeds: ...`"),
         ({"seeds": [1, 1]}, "different whole numbers"),

@@ -171,9 +171,9 @@ class Ablation:
         levels = dict(zip(self.factors, cell))
         # What departs from the baseline comes last: it may delete a key that another factor's baseline sets.
         departing = sorted(levels.items(), key=lambda item: item[1] != self.labels[item[0]][0])
-        own = [override for factor, label in departing for override in self.factors[factor][label]]
-        own, above = _parted((*self.overrides, *own))
-        inputs = self._inputs(seed, above)
+        chosen = [override for factor, label in departing for override in self.factors[factor][label]]
+        own, changes = _parted((*self.overrides, *chosen))
+        inputs = self._inputs(seed, changes)
         experiment = config.load(self.base, (*own, f"seed={seed}"), stand_ins=inputs)
         measured = None
         if self.measure:
@@ -266,14 +266,14 @@ class Ablation:
             raise UserError(f"{self._file}: {self.base} does not read from {unknown[0]!r}{hint}")
         key = (seed if self.seed_inputs else None, *changes.items())
         if key not in self.read:
-            found, other = self.read.setdefault(key, {}), set()
+            found: Inputs = {}
             for name, usual in self._shared.items():
                 own = changes.get(name, ())
                 own += (f"seed={seed}",) if self.seed_inputs and "seed" in usual.config else ()
-                if own or other & {e.name for e in usual.upstream()}:
-                    other.add(name)
+                if own or any(found.get(e.name, e) is not self._shared.get(e.name, e) for e in usual.upstream()):
                     usual = config.load(name, (*usual.overrides, *own), stand_ins=found)
                 found[name] = usual
+            self.read[key] = found
         return self.read[key]
 
 

@@ -77,13 +77,13 @@ def gather(ablation: Ablation) -> Results:
     """
     outcomes = [_outcome(ablation, member) for member in ablation.members]
     values, labels = _values(outcomes), ablation.labels
-    design = {"factors": labels, "cells": ablation.cells, "seeds": ablation.seeds}
+    design = labels, ablation.cells, ablation.seeds
     listed, better = ablation.design == "listed", ablation.metric.better
-    levels = compare(**design, values=values, better=better, resolve=ablation.metric.resolve, listed=listed)
+    levels = compare(*design, values, better=better, resolve=ablation.metric.resolve, listed=listed)
     also = {}
     for name in ablation.also:
         found = {(o.member.cell, o.member.seed): o.also[name] for o in outcomes if name in o.also}
-        also[name] = compare(**design, values=found, better=better, listed=listed)
+        also[name] = compare(*design, found, better=better, listed=listed)
     cells = []
     if ablation.design == "grid" and len(labels) > 1:
         for cell in ablation.cells:
