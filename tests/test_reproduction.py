@@ -11,6 +11,7 @@ import pytest
 from athanor import cli, config
 from athanor.reproduction import record, rerun
 from athanor.runs.run import Run
+from conftest import REPOSITORY
 
 
 @pytest.fixture
@@ -19,6 +20,37 @@ def recorded(project):
     assert cli.main(["prepare", "experiment=repeat/tiny", "--with-inputs"]) == 0
     assert cli.main(["record", "repeat/tiny"]) == 0
     return project.folder / "experiments/repeat/tiny.result.json"
+
+
+SHIPPED = sorted((REPOSITORY / "experiments").rglob("*.result.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(REPOSITORY / "experiments").as_posix())
+def test_a_result_of_the_repository_is_what_todays_code_would_make(path, tmp_path, monkeypatch):
+    """The same fingerprints from the file, its raw text given."""
+    monkeypatch.setenv("ATHANOR_RUNS", str(tmp_path))
+    result = record.read(path)
+    (text,) = {f for entry in result["inputs"].values() for f in entry["files"].values()}
+    monkeypatch.setattr(
+        config._Loader, "_files",
+        lambda self, key, patterns, root: config.Input(key, "files", text, [tmp_path], patterns[0]),
+    )  # fmt: skip
+    for run in result["runs"]:
+        experiment = config.load_portable(run["reference"], result["experiments"])
+        assert list(rerun._changes(result, run, experiment)) == []
+        assert config.check(experiment.config, experiment.variables) == []
+
+
+def test_another_pythons_library_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATHANOR_RUNS", str(tmp_path))
+    (other := tmp_path / "other.py").write_text("")
+    monkeypatch.setattr(config, "_stdlib", lambda: [other])
+    path = REPOSITORY / "experiments/pretrain/demo.result.json"
+    told = rerun.reproduce(path)
+    assert told.verdict == rerun.CHANGED
+    assert "the files python-stdlib that documents/demo reads are others" in told.problems[0]
+    version = record.read(path)["environment"]["hardware"]["python"]
+    assert f"they are the library of the Python that runs this, recorded with {version}" in told.problems[0]
 
 
 def change(path, edit):

@@ -199,12 +199,22 @@ def _changes(result: dict[str, Any], recorded: dict[str, Any], experiment: Exper
             expected = wanted.get(entry.name, {}).get(one.source)
             if one.kind == "files" and expected != one.fingerprint:
                 found = True
-                yield f"the files {one.source} that {entry.name} reads are others: {expected} -> {one.fingerprint}"
+                text = f"the files {one.source} that {entry.name} reads are others: {expected} -> {one.fingerprint}"
+                yield text + (_library(result["environment"]) if one.source == "python-stdlib" else "")
     if not found:
         yield (
             f"its config has the fingerprint {experiment.fingerprint} and not {recorded['fingerprint']}: the file was "
             "changed, or a class that it names has another version in today's code"
         )
+
+
+def _library(environment: dict[str, Any]) -> str:
+    """What to do where the sources of this Python are not those of the record."""
+    recorded = environment["hardware"].get("python", "another version")
+    return (
+        f"; they are the library of the Python that runs this, recorded with {recorded}: run it with the same build of "
+        "that, or record a result of your own"
+    )
 
 
 def _again(experiment: Experiment, progress: Progress) -> tuple[Run, Path]:
