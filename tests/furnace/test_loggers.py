@@ -2,12 +2,9 @@
 
 import csv
 import importlib.util
-import json
 import os
 import signal
-import struct
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +13,7 @@ from furnace_project import Furnace, end, only, read_json, read_lines
 
 from athanor.callbacks import weights_and_biases
 from athanor.runs.run import Run
-
-FRAME, BLOCK = struct.Struct("<IHB"), 32768
-WHOLE, LAST = 1, 4
-
-
-def stored(file: Path) -> list[Any]:
-    """The records of a .wandb file: W&B's own protocol buffers in the frames of a LevelDB log, blocks of 32 KiB of
-    (crc32, length, part of a record), after a head of 7 bytes.
-    """
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, at, data, records = file.read_bytes(), 7, b"", []
-    assert content[:4] == b":W&B"
-    while at < len(content):
-        if (rest := -at % BLOCK) and rest < FRAME.size:
-            at += rest  # no frame begins so near the end of a block
-            continue
-        crc, length, part = FRAME.unpack_from(content, at)
-        at += FRAME.size
-        piece = content[at : at + length]
-        assert zlib.crc32(piece, zlib.crc32(bytes([part]))) == crc
-        data, at = data + piece, at + length
-        if part in (WHOLE, LAST):
-            records.append(Record.FromString(data))
-            data = b""
-    return records
-
-
-def items(entries: Any) -> dict[str, Any]:
-    """key -> value of a history, config or summary."""
-    return {entry.key or "/".join(entry.nested_key): json.loads(entry.value_json) for entry in entries}
+from wandb_files import items, stored
 
 
 def test_wandb_offline_holds_config_names_and_losses(furnace: Furnace, tmp_path: Path) -> None:

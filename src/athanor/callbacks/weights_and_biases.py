@@ -5,18 +5,16 @@ Without a key everything stays in the run's `wandb` folder, artifacts included, 
 """
 
 import json
-import netrc
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from athanor import signals
+from athanor import keys, signals
 from athanor.callbacks.guard import RolledBack
 from athanor.config import Experiment
 from athanor.runs import manifest as facts
@@ -53,18 +51,9 @@ def make(experiment: Experiment, directory: Path) -> WandbLogger:
             "code": code,
             "overrides": list(experiment.overrides),
         },
-        offline=not has_key() and os.environ.get("WANDB_MODE") != "online",
+        offline=not keys.wandb() and os.environ.get("WANDB_MODE") != "online",
         save_dir=directory,
     )
-
-
-def has_key() -> bool:
-    """Whether W&B knows who this is: $WANDB_API_KEY, or `wandb login` has been here."""
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-    try:
-        return bool(os.environ.get("WANDB_API_KEY") or netrc.netrc(os.environ.get("NETRC")).authenticators(host or ""))
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 class Tracking(Callback):

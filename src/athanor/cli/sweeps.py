@@ -8,7 +8,10 @@ from athanor.cli.parts import Parser, as_number, chosen_names, new_parser, print
 from athanor.errors import UserError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from athanor.sweeps.ablation import Ablation
+    from athanor.sweeps.search import Search
     from athanor.sweeps.trials import Trials
 
 
@@ -17,11 +20,13 @@ def do_sweep(words: list[str]) -> int:
         return _search(words)
     parser = _new_parser("ablation=NAME [member=K] [key=value ...] | search=NAME [worker=K] [key=value ...]", "member")
     options = parser.parse_intermixed_args(words)
-    chosen, overrides = chosen_names(options.overrides, "sweep", "ablation", "member")
+    chosen, overrides = chosen_names(options.overrides, "sweep", "ablation", "member", "backend")
 
     from athanor.sweeps import ablation, local, members
 
     composed = ablation.load(chosen["ablation"], overrides)
+    if "backend" in chosen:
+        return _on_wandb(composed, chosen, options)
     if options.listed:
         _list_members(composed, options.json)
         return 0
@@ -72,7 +77,7 @@ def _new_parser(usage: str, one: str) -> Parser:
 def _search(words: list[str]) -> int:
     parser = _new_parser("search=NAME [worker=K | trial=K] [key=value ...]", "trial")
     options = parser.parse_intermixed_args(words)
-    chosen, overrides = chosen_names(options.overrides, "sweep", "search", "worker", "trial")
+    chosen, overrides = chosen_names(options.overrides, "sweep", "search", "worker", "trial", "backend")
     for key in ("worker", "trial"):
         if key in chosen and not chosen[key].isdigit():
             raise UserError(f"{key}={chosen[key]} must be a number")
@@ -80,6 +85,8 @@ def _search(words: list[str]) -> int:
     from athanor.sweeps import search
 
     composed = search.load(chosen["search"], overrides)
+    if "backend" in chosen:
+        return _on_wandb(composed, chosen, options)
     if options.check:
         composed.validate()
         ends = ", ".join(composed.space)
@@ -126,6 +133,28 @@ def _search(words: list[str]) -> int:
         print(f"best: {value}, trial {best.number}: {trials.described(best.params)}")
     print(f"report: {composed.report_command}")
     return 0 if done == counts["all"] else 1
+
+
+def _on_wandb(composed: Ablation | Search, chosen: dict[str, str], options: Namespace) -> int:
+    """Be an agent of the sweep on Weights & Biases; with --check, show its definition."""
+    if chosen["backend"] != "wandb":
+        raise UserError(f"there is no backend {chosen['backend']!r}; say `backend=wandb`, or nothing for athanor's own")
+    if len(chosen) > 2 or options.workers > 1 or options.listed or options.inputs:
+        raise UserError("with backend=wandb W&B hands out the trials: give the command once for each worker, no more")
+
+    from athanor.sweeps import wandb_sweep
+
+    if not options.check:
+        wandb_sweep.require_server()
+    composed.validate()
+    if options.check:
+        import yaml
+
+        print(yaml.safe_dump(wandb_sweep.definition(composed), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    taken = wandb_sweep.agent(composed)
+    print(f"{composed.name}: {taken} trials ended here, and W&B has none left")
+    return 0
 
 
 def _list_members(composed: Ablation, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from athanor import catalog
+from athanor import catalog, keys
 from athanor.errors import UserError
 from athanor.runs.run import Run, open_run, run_folders
 
@@ -42,9 +42,7 @@ def send(folders: Sequence[Path], *, verbose: bool = False) -> list[Path]:
     Raises:
         UserError: W&B knows no key, or cannot be reached.
     """
-    from athanor.callbacks.weights_and_biases import has_key
-
-    if not has_key():
+    if not keys.wandb():
         raise UserError("W&B needs a key to send runs: set WANDB_API_KEY, or log in with `wandb login`")
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
     words = [sys.executable, "-m", "wandb", "sync", *(["--verbose"] if verbose else []), *map(str, folders)]
