@@ -218,6 +218,7 @@ def test_an_unknown_experiment_names_the_nearest(training, refused):
         ("strategy=fdsp2", "configs/strategy has no 'fdsp2'; did you mean 'fsdp2'?"),
         ("stratgy=ddp", "did you mean 'strategy'?"),
         ("+seed=2", "seed exists already; drop the +"),
+        ("model/norm=post", "pretrain/tiny has no 'model/norm'; to add it, write +model/norm=post"),
         ("seed", "'seed' is no override; write key=value"),
         ("optimizer.betas=[0.9", "is no override; write key=value"),
         ("~model.depth", "pretrain/tiny has no 'model.depth'"),
