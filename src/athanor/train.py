@@ -117,7 +117,7 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
         trainer.fit(algorithm, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
     except BaseException as error:
         end_workers(trainer)
-        if isinstance(error, RuntimeError | MemoryError):
+        if isinstance(error, RuntimeError | MemoryError | OSError | EOFError):
             raise explained(error, trainer, config) from error
         raise
     if trainer.global_step < config["max_steps"] and not stopped_early(trainer):
