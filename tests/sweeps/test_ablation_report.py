@@ -72,7 +72,7 @@ def test_markdown_and_latex_say_the_same(whole):
 
 
 def test_further_metrics_are_shown_paired_and_without_a_verdict(bench):
-    ablate(bench, seeds=[1, 2, 3, 4], also=["accuracy"])
+    ablate(bench, seeds=[1, 2, 3, 4], also=["accuracy"], overrides=["tags=[x]"])
     found = made()
     by_level = {(row["factor"], row["level"]): row for row in rows(page.table(found))}
     one, two = ([1 - (size + s / 10 + 0.01 * (s * s * size % 5)) / 100 for s in range(1, 5)] for size in (1, 2))
@@ -85,6 +85,7 @@ def test_further_metrics_are_shown_paired_and_without_a_verdict(bench):
     assert line.startswith(f"| job.size | 2.0 | {sum(two) / 4:.4f} (")
     assert "better" not in line
     assert "worse" not in line
+    assert " of guess/tiny with tags=[x]; one factor at a time; 4 seeds. Judged by loss; " in page.markdown(found)
     assert "Also measured" in Reader(page.page(found)).text
     ablate(bench, seeds=[1], also=["acuracy"])
     with pytest.raises(UserError, match="no metric 'acuracy'; did you mean 'accuracy'"):

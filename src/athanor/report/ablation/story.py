@@ -28,9 +28,13 @@ def lede(results: Results) -> str:
     done = sum(outcome.value is not None for outcome in results.outcomes)
     seeds = len(ablation.seeds)
     factors = formats.series([f"{factor} ({len(levels)} levels)" for factor, levels in ablation.factors.items()])
+    changed = f" with {', '.join(ablation.overrides)}" if ablation.overrides else ""
+    measured = f" as {ablation.measure['experiment']} measures it" if ablation.measure else ""
+    of = "" if not ablation.seed_inputs else ", each of the trainings it starts from, too"
     text = (
-        f"{factors} of {ablation.base}, {DESIGNS[ablation.design]}, with {seeds} {'seed' if seeds == 1 else 'seeds'}. "
-        f"Judged by {ablation.metric.name}; {ablation.metric.better} is better."
+        f"{factors} of {ablation.base}{changed}; {DESIGNS[ablation.design]}; {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}{of}. Judged by {ablation.metric.name}{measured}; "
+        f"{ablation.metric.better} is better."
     )
     left = len(results.outcomes) - done
     if left:
