@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 
 from athanor import cli, config
 from athanor.reproduction import record, rerun
 from athanor.runs.run import Run
-from conftest import REPOSITORY
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHIPPED = sorted((REPOSITORY / "experiments").rglob("*.result.json"))
 
 
 @pytest.fixture
@@ -20,9 +23,6 @@ def recorded(project):
     assert cli.main(["prepare", "experiment=repeat/tiny", "--with-inputs"]) == 0
     assert cli.main(["record", "repeat/tiny"]) == 0
     return project.folder / "experiments/repeat/tiny.result.json"
-
-
-SHIPPED = sorted((REPOSITORY / "experiments").rglob("*.result.json"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(REPOSITORY / "experiments").as_posix())
