@@ -6,8 +6,8 @@ Whatever is chosen, the same experiment gives the same model, on CPU (gloo) and 
   gathered when it is needed. What lies outside the layers (embeddings, final norms, heads), of all networks, is one
   more, gathered for as long as a training or validation step lasts: algorithms may call any method of a network.
 - Mixed precision is autocast over float32 parameters, everywhere.
-- Checkpoints hold whole tensors in the form of an unsharded training, whoever wrote them, and can be read by every
-  strategy and any number of processes.
+- Checkpoints hold tensors in the form of an unsharded training, whoever wrote them, whole ones or each process's share
+  (`athanor.shares`), and can be read by every strategy and any number of processes.
 - What generates text, in as many passes as it takes, works on a copy with whole weights (`whole`).
 
 Sources: ZeRO, Rajbhandari et al. 2020 (arXiv:1910.02054); FSDP, Zhao et al. 2023 (arXiv:2304.11277).
@@ -19,6 +19,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -36,6 +37,7 @@ from torch.optim import Optimizer
 
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.averaging import ExponentialAverage
+from athanor.callbacks.checkpoints import Checkpoints, load
 from athanor.callbacks.guard import Guard
 from athanor.callbacks.stopping import EarlyStopping
 from athanor.config import build
@@ -43,6 +45,7 @@ from athanor.errors import UserError
 from athanor.models import parallel
 from athanor.models.transformer import Block, Transformer
 from athanor.optimizers import LAMB, MuonWithAdamW
+from athanor.shares import Share, Stored, read
 
 WHOLE = (MuonWithAdamW, torch.optim.Muon, LAMB, torch.optim.Adafactor)
 """Optimizers that reckon with whole matrices, not with each of their numbers."""
@@ -86,6 +89,11 @@ def check(trainer: Trainer, algorithm: Algorithm) -> None:
             "matrices; choose strategy=ddp or strategy=fsdp2, or optimizer=adamw."
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoints) and callback.sharded and not strategy.shares:
+            raise UserError(
+                f"{strategy} gathers its checkpoints; leave checkpoint.sharded out, or choose strategy=fsdp2, hsdp or "
+                "fsdp2_tp."
+            )
         if isinstance(callback, Guard) and callback.on_spike == "skip" and not strategy.skips:
             raise UserError(
                 f"{strategy} cannot leave a step out; take callbacks.guard.on_spike=roll_back, or strategy=ddp or fsdp."
@@ -141,11 +149,13 @@ class Sharded(DDPStrategy):
     compiles = False  # whether layers may be compiled before they are sharded
     skips = False  # whether an optimizer's `found_inf` is obeyed
     cuts_alike = False  # whether a process holds the same pieces of two networks of the same shape
+    shares = False  # whether a checkpoint can be had in shares, and read so
     restore_checkpoint_after_setup = True
 
     def __init__(self, **keywords: Any):
         super().__init__(**keywords)
         self.plain: dict[str, nn.Module] = {}
+        self.sharing = False
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -265,6 +275,13 @@ class Sharded(DDPStrategy):
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def in_shares(self, wanted: bool) -> Iterator[None]:
+        """Within the block what is asked for to be saved are each process's `Share`s, if `wanted`."""
+        self.sharing = wanted
+        yield
+        self.sharing = False
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         algorithm, keep = self.algorithm, self.is_global_zero
         state = {name: buffer.cpu() for name, buffer in algorithm.named_buffers() if keep}
@@ -275,7 +292,7 @@ class Sharded(DDPStrategy):
         return state
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        return load(Path(checkpoint_path), lazily=self.shares)
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         state, buffers = checkpoint["state_dict"], dict(self.algorithm.named_buffers())
@@ -300,7 +317,7 @@ class FSDP2(Sharded):
         replicas: groups of processes that each hold all the shards (hybrid sharding); 1 shards over all.
     """
 
-    keeps_matrices, compiles, cuts_alike = True, True, True
+    keeps_matrices, compiles, cuts_alike, shares = True, True, True, True
 
     def __init__(self, tensor_parallel: int = 1, replicas: int = 1):
         if tensor_parallel < 1 or replicas < 1:
@@ -392,20 +409,39 @@ class FSDP2(Sharded):
             return ordered
         return whole
 
-    def scattered(self, whole: Tensor, like: DTensor, name: str) -> DTensor:
-        """This rank's shard of a whole tensor, as `like` has it: first over tensor-parallel processes, then data."""
+    def places(self, tensor: DTensor, name: str) -> list[Tensor]:
+        """For each dimension the indices in the whole tensor, its rows as in the unsplit model, of what this rank has:
+        cut first over tensor-parallel processes, then over data.
+        """
+        places = [torch.arange(size) for size in tensor.shape]
         if name in self.orders:
-            whole = whole[self.orders[name]]
-        local = whole
-        mesh = like.device_mesh
+            places[0] = self.orders[name].cpu()
+        mesh = tensor.device_mesh
         for dimension in reversed(range(mesh.ndim)):
-            placement: Any = like.placements[dimension]
+            placement: Any = tensor.placements[dimension]
             if isinstance(placement, Shard) or hasattr(placement, "split_factor"):
-                pieces = local.chunk(mesh.size(dimension), placement.dim)
+                pieces = places[placement.dim].chunk(mesh.size(dimension))
                 mine = mesh.get_local_rank(dimension)
-                local = pieces[mine] if mine < len(pieces) else local.narrow(placement.dim, 0, 0)
-        local = local.to(like.device, like.dtype).clone()
-        return DTensor.from_local(local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+                places[placement.dim] = pieces[mine] if mine < len(pieces) else places[placement.dim][:0]
+        return places
+
+    def share(self, tensor: DTensor, name: str) -> Share:
+        return Share(tensor.to_local(), tensor.shape, self.places(tensor, name))
+
+    def scattered(self, whole: Tensor | Stored, like: DTensor, name: str) -> tuple[DTensor, Share]:
+        """This rank's shard of a whole tensor, as `like` has it; one that is stored is yet to be read into the share."""
+        places = self.places(like, name)
+        if isinstance(whole, Stored):
+            local = torch.empty_like(like.to_local(), dtype=whole.dtype)
+        else:
+            local = whole
+            for dimension, own in enumerate(places):
+                local = local.index_select(dimension, own)
+            local = local.to(like.device, like.dtype)
+        shard = DTensor.from_local(
+            local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+        return shard, Share(local, like.shape, places)
 
     def full(self, network: nn.Module, keep: bool = True) -> Iterator[tuple[str, Tensor]]:
         (prefix,) = (name for name, child in self.algorithm.named_children() if child is network)
@@ -415,9 +451,25 @@ class FSDP2(Sharded):
 
     def fill(self, parameters: dict[str, Tensor]) -> None:
         own = dict(self.algorithm.named_parameters())
+        reading: dict[Path, dict[str, Tensor | Share]] = {}
         for name, value in parameters.items():
             parameter = cast(DTensor, own[name])
-            parameter.to_local().copy_(self.scattered(value, parameter, name).to_local())
+            if isinstance(value, Stored):
+                reading.setdefault(value.folder, {})[value.name] = self.share(parameter, name)
+            else:
+                parameter.to_local().copy_(self.scattered(value, parameter, name)[1].own)
+        for folder, shares in reading.items():
+            read(folder, shares)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if not self.sharing:
+            return super().lightning_module_state_dict()
+        algorithm = self.algorithm
+        state: dict[str, Any] = {name: buffer.cpu() for name, buffer in algorithm.named_buffers()}
+        for name, parameter in algorithm.named_parameters():
+            if name.partition(".")[0] not in algorithm.unsaved:
+                state[name] = self.share(cast(DTensor, parameter.detach()), name)
+        return state
 
     def _names(self, optimizer: Optimizer) -> list[str]:
         """Of the parameters as its state dict numbers them."""
@@ -426,26 +478,33 @@ class FSDP2(Sharded):
 
     def full_optimizer(self, optimizer: Optimizer) -> dict[str, Any]:
         state, names = optimizer.state_dict(), self._names(optimizer)
+        parameters = dict(self.algorithm.named_parameters())
         whole: dict[int, dict[str, Any]] = {}
         for number, entries in state["state"].items():
             for key, value in entries.items():
-                if isinstance(value, Tensor):
+                if self.sharing and isinstance(value, DTensor) and value.shape == parameters[names[number]].shape:
+                    value = self.share(value, names[number])
+                elif isinstance(value, Tensor):
                     value = self.gathered(value, names[number]).cpu()
-                if self.is_global_zero:
+                if self.is_global_zero or self.sharing:
                     whole.setdefault(number, {})[key] = value
         return {**state, "state": whole}
 
     def fill_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         names, parameters = self._names(optimizer), dict(self.algorithm.named_parameters())
         sharded: dict[int, dict[str, Any]] = {}
+        reading: dict[Path, dict[str, Tensor | Share]] = {}
         for number, entries in state["state"].items():
             like = cast(DTensor, parameters[names[number]])
-            sharded[number] = {
-                key: self.scattered(value, like, names[number])
-                if isinstance(value, Tensor) and value.shape == like.shape
-                else value
-                for key, value in entries.items()
-            }
+            for key, value in entries.items():
+                if isinstance(value, Tensor | Stored) and value.shape == like.shape:
+                    shard, share = self.scattered(value, like, names[number])
+                    if isinstance(value, Stored):
+                        reading.setdefault(value.folder, {})[value.name] = share
+                    value = shard
+                sharded.setdefault(number, {})[key] = value
+        for folder, shares in reading.items():
+            read(folder, shares)
         optimizer.load_state_dict({**state, "state": sharded})
 
 

@@ -22,7 +22,7 @@ from athanor import models, strategies
 from athanor.acceleration import accelerate
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.averaging import AveragedIterates, ExponentialAverage
-from athanor.callbacks.checkpoints import Checkpoints, newest
+from athanor.callbacks.checkpoints import Checkpoints, Reader, newest
 from athanor.callbacks.diagnosis import Diagnosis
 from athanor.callbacks.guard import Guard, RolledBack
 from athanor.callbacks.preemption import Preemption
@@ -38,6 +38,7 @@ from athanor.float8 import beyond, use_float8
 from athanor.placement import placement
 from athanor.runs.context import RunContext
 from athanor.runs.store import open_run
+from athanor.shares import DamagedError
 from athanor.troubles import explained
 
 
@@ -58,6 +59,8 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
             return attempt(experiment, run, detours)
         except RolledBack as spike:
             detours = spike.detours
+        except DamagedError as damage:
+            logging.getLogger(__name__).warning("%s", damage)
 
 
 def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, int], ...]) -> dict[str, float]:
@@ -105,7 +108,7 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
     cache = Path(config["paths"]["runs"]) / ".cache" / "compiled"
     accelerate(algorithm, strategies.compiled(trainer, cluster), device, flops, cache)
 
-    resumed = newest(run.directory / "checkpoints")
+    resumed = newest(run.directory / "checkpoints", contents=trainer.world_size == 1)
     step = int(resumed.stem.removeprefix("step-")) if resumed else 0
     if trainer.is_global_zero:
         for name in ("metrics.jsonl", "samples.jsonl"):
@@ -205,7 +208,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=made,
-        plugins=environment,
+        plugins=[*(environment or []), Reader()],
         callbacks=[  # what judges a step, what sees the weights that are validated, what puts them there, what saves
             Throughput(run.progress),
             *(guards or [Guard()]),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ MATRIX = (
     ("ddp", 2), ("fsdp", 2), ("fsdp2", 2), ("fsdp2_tp", 2), ("deepspeed_zero1", 2), ("deepspeed_zero2", 2),
     ("deepspeed_zero3", 2), ("zero3_offload", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("hsdp", 4),
 )  # fmt: skip
-# whose checkpoints are exchanged: whole, in rows, in flattened pieces, in another order, whole with split states
-FORMS = (("single", 1), ("fsdp", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("deepspeed_zero2", 2), ("deepspeed_zero3", 2))
+# whose checkpoints are exchanged: whole, in flattened pieces, in rows, in another order, whole with split states
+FORMS = (
+    ("single", 1), ("ddp", 2), ("fsdp", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("deepspeed_zero2", 2), ("deepspeed_zero3", 2),
+)  # fmt: skip
 
 
 class Difference(NamedTuple):
@@ -89,6 +92,52 @@ def difference(expected: dict[str, Any], found: dict[str, Any]) -> Difference:
         float(((norms - others_norms).abs() / norms).max()),
         max(far),
     )
+
+
+class Exchange(NamedTuple):
+    """Of a checkpoint that one strategy has written and another taken up.
+
+    changed: tensors, of weights and the optimizer's states, that are other bits when they are saved again at once.
+    logits: the largest difference of what the model says from what an unsharded one says with the weights written.
+    loss, gradient, weights: of the next step, relative, from one process that has taken up the same; as `Difference`.
+    """
+
+    changed: int
+    logits: float
+    loss: float
+    gradient: float
+    weights: float
+
+
+def exchanges(matrix: Matrix, forms: Sequence[tuple[str, int]] = FORMS) -> Iterator[tuple[str, str, Exchange]]:
+    """(writer, reader, what came of it) for each of `forms` by each of them; `single` must be the first."""
+    names = [f"{name}-{world}" for name, world in forms]
+    for name, world in forms:
+        matrix(name, world, "save/dpo")
+    alone: dict[tuple, dict] = {}
+    for reader, (name, world) in zip(names, forms):
+        found = matrix(name, world, *(f"load/{writer}" for writer in names))[0]
+        alone = alone or found
+        for writer in names:
+            ours, theirs = found["load", writer], alone["load", writer]
+            changed = changes(matrix.folder / writer / "dpo.ckpt", matrix.folder / reader / f"from-{writer}.ckpt")
+            far = float((ours["logits"] - ours["expected"]).abs().max())
+            yield writer, reader, Exchange(changed, far, *difference(theirs, ours))
+
+
+def changes(before: Path, after: Path) -> int:
+    """Tensors and numbers of the model and its optimizer that are not the same in two checkpoints."""
+    one, two = (torch.load(path, weights_only=True) for path in (before, after))
+    assert one["global_step"] == two["global_step"] > 0
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    (one_state,), (two_state,) = one["optimizer_states"], two["optimizer_states"]
+    assert [g["lr"] for g in one_state["param_groups"]] == [g["lr"] for g in two_state["param_groups"]]
+    assert one_state["state"].keys() == two_state["state"].keys()
+    pairs = [(weight, two["state_dict"][name]) for name, weight in one["state_dict"].items()]
+    for number, entries in one_state["state"].items():
+        assert entries.keys() == two_state["state"][number].keys()
+        pairs += [(value, two_state["state"][number][key]) for key, value in entries.items()]
+    return sum(not torch.equal(torch.as_tensor(one), torch.as_tensor(two)) for one, two in pairs)
 
 
 def samples_of_steps(ranks: list[list[list[int]]], accumulation: int, replicas: int) -> list[list[int]]:
