@@ -3,9 +3,9 @@
     make reshard                                  # or: python benchmarks/reshard.py [--write]
 
 Real processes on the CPU (gloo), float32: DPO, which has a frozen network besides, stopped in the middle under each
-strategy, and gone on with under each. Ends with status 1 if a tensor is other bits, the model says anything else, or the
-next step is beyond the bound of the equivalence (1e-5, DeepSpeed 1e-4). `--write` keeps the table as
-benchmarks/results/reshard.md.
+strategy, and gone on with under each; from one file and from folders of shares. Ends with status 1 if a tensor is other
+bits, the model says anything else, or the next step is beyond the bound of the equivalence (1e-5, DeepSpeed 1e-4).
+`--write` keeps the table as benchmarks/results/reshard.md.
 """
 
 import argparse
@@ -50,20 +50,20 @@ def main() -> None:
 def page(table: dict[tuple[str, str], Exchange]) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "deepspeed"))
     names = [f"{name}-{world}" for name, world in FORMS]
-    rows = "\n".join(
-        f"| {writer} | "
-        + " | ".join(f"{max(table[writer, r].loss, table[writer, r].weights):.1e}" for r in names)
-        + " |"
-        for writer in names
-    )
+    writers = list(dict.fromkeys(writer for writer, _ in table))
+    cells = {pair: f"{max(came.loss, came.weights):.1e}" for pair, came in table.items()}
+    rows = "\n".join(f"| {writer} | {' | '.join(cells[writer, reader] for reader in names)} |" for writer in writers)
     changed, logits = sum(came.changed for came in table.values()), max(came.logits for came in table.values())
     return f"""# Checkpoints: every writer by every reader
 
 DPO, stopped after three steps under each strategy (strategy-processes) and gone on with under each: {len(table)} cells.
-Saved again at once, weights and optimizer's states: {changed} tensors are other bits. The model that was taken up, gathered,
-beside an unsharded one with the weights that were written: largest difference of a logit {logits:g}. The table has the next
-step: the larger of the relative differences of its loss and of the weights after it (worst tensor) from one process that
-has taken up the same file; bounds as in [equivalence](equivalence.md), 1e-5, DeepSpeed 1e-4.
+`dpo` is one file, `shares` a folder into which each process has written its own (`checkpoint.sharded=true`).
+
+- Saved again at once, weights and optimizer's states: {changed} tensors are other bits.
+- The model that was taken up, gathered, beside an unsharded one with the weights that were written: the largest
+  difference of a logit is {logits:g}.
+- The table has the next step: the larger of the relative differences of its loss and of the weights after it (worst
+  tensor) from one process that has taken up the same; bounds as in [equivalence](equivalence.md), 1e-5, DeepSpeed 1e-4.
 
 Made by `make reshard`: {platform.machine()} CPU, gloo, float32, Python {platform.python_version()}, {packages}.
 

@@ -282,7 +282,11 @@ def load(folder: Path, *, lazily: bool = False, only: str = "") -> dict[str, Any
 
 def read(folder: Path, into: Mapping[str, Tensor | Share]) -> None:
     """Fills tensors, or shares of them, on this process alone."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        planner = Reading(flatten_state_dict=False, flatten_sharded_tensors=False)
-        dcp.load(dict(into), storage_reader=dcp.FileSystemReader(folder), planner=planner, no_dist=True)
+    planner = Reading(flatten_state_dict=False, flatten_sharded_tensors=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(dict(into), storage_reader=dcp.FileSystemReader(folder), planner=planner, no_dist=True)
+    except CheckpointException as error:
+        ((failure, _),) = error.failures.values()
+        raise RuntimeError(f"{folder} cannot be read: {failure}") from failure

@@ -429,7 +429,7 @@ class FSDP2(Sharded):
         return Share(tensor.to_local(), tensor.shape, self.places(tensor, name))
 
     def scattered(self, whole: Tensor | Stored, like: DTensor, name: str) -> tuple[DTensor, Share]:
-        """This rank's shard of a whole tensor, as `like` has it; one that is stored is yet to be read into the share."""
+        """This rank's shard of a whole tensor, as `like` has it; a stored one is yet to be read into the share."""
         places = self.places(like, name)
         if isinstance(whole, Stored):
             local = torch.empty_like(like.to_local(), dtype=whole.dtype)

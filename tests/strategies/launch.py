@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from athanor import shares
 from small import train_tokenizer
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -23,8 +24,10 @@ MATRIX = (
 )  # fmt: skip
 # whose checkpoints are exchanged: whole, in flattened pieces, in rows, in another order, whole with split states
 FORMS = (
-    ("single", 1), ("ddp", 2), ("fsdp", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("deepspeed_zero2", 2), ("deepspeed_zero3", 2),
+    ("single", 1), ("ddp", 2), ("fsdp", 2), ("fsdp2", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("deepspeed_zero2", 2),
+    ("deepspeed_zero3", 2),
 )  # fmt: skip
+SHARERS = (("fsdp2", 4), ("fsdp2_tp", 4), ("hsdp", 4))  # whose processes can write each its share
 
 
 class Difference(NamedTuple):
@@ -109,25 +112,37 @@ class Exchange(NamedTuple):
     weights: float
 
 
-def exchanges(matrix: Matrix, forms: Sequence[tuple[str, int]] = FORMS) -> Iterator[tuple[str, str, Exchange]]:
-    """(writer, reader, what came of it) for each of `forms` by each of them; `single` must be the first."""
-    names = [f"{name}-{world}" for name, world in forms]
-    for name, world in forms:
-        matrix(name, world, "save/dpo")
+def written(forms: Sequence[tuple[str, int]], sharers: Sequence[tuple[str, int]]) -> list[str]:
+    """Files, and folders of shares."""
+    return [*(f"{name}-{world}/dpo" for name, world in forms), *(f"{name}-{world}/shares" for name, world in sharers)]
+
+
+def exchanges(
+    matrix: Matrix, forms: Sequence[tuple[str, int]] = FORMS, sharers: Sequence[tuple[str, int]] = SHARERS
+) -> Iterator[tuple[str, str, Exchange]]:
+    """(checkpoint, reader, what came of it) for what each of `forms` and `sharers` has written, by each of `forms`, of
+    which `single` must be the first.
+    """
+    for name, world in dict.fromkeys((*forms, *sharers)):
+        wanted = [word for word, among in (("save/dpo", forms), ("share/dpo", sharers)) if (name, world) in among]
+        matrix(name, world, *wanted)
+    writers = written(forms, sharers)
     alone: dict[tuple, dict] = {}
-    for reader, (name, world) in zip(names, forms):
-        found = matrix(name, world, *(f"load/{writer}" for writer in names))[0]
+    for name, world in forms:
+        reader = f"{name}-{world}"
+        found = matrix(name, world, *(f"load/{writer}" for writer in writers))[0]
         alone = alone or found
-        for writer in names:
+        for writer in writers:
             ours, theirs = found["load", writer], alone["load", writer]
-            changed = changes(matrix.folder / writer / "dpo.ckpt", matrix.folder / reader / f"from-{writer}.ckpt")
+            again = matrix.folder / reader / f"from-{writer.replace('/', '-')}.ckpt"
+            changed = changes(matrix.folder / f"{writer}.ckpt", again)
             far = float((ours["logits"] - ours["expected"]).abs().max())
             yield writer, reader, Exchange(changed, far, *difference(theirs, ours))
 
 
 def changes(before: Path, after: Path) -> int:
     """Tensors and numbers of the model and its optimizer that are not the same in two checkpoints."""
-    one, two = (torch.load(path, weights_only=True) for path in (before, after))
+    one, two = ((shares.load if path.is_dir() else torch.load)(path) for path in (before, after))
     assert one["global_step"] == two["global_step"] > 0
     assert one["state_dict"].keys() == two["state_dict"].keys()
     (one_state,), (two_state,) = one["optimizer_states"], two["optimizer_states"]

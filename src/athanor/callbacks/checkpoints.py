@@ -1,9 +1,9 @@
 """Checkpoints to resume from: copied where a step begins, and written behind the training under a temporary name,
 fsynced, checksummed, renamed; the newest sound one is used.
 
-A file holds whole tensors, whatever the strategy. A large model does not fit into the memory of rank 0, which writes it:
-then a folder of the same name holds what each process has (`athanor.shares`). Any strategy, on any number of processes,
-reads either.
+A file holds whole tensors, whatever the strategy. A large model does not fit into the memory of rank 0, which writes
+it: then a folder of the same name holds what each process has (`athanor.shares`). Any strategy, on any number of
+processes, reads either.
 """
 
 import contextlib
@@ -81,12 +81,11 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at, self.saved_when = trainer.global_step, time.monotonic()
-        wanted = self.sharded
-        if wanted is None:
-            wanted = sum(p.numel() for p in pl_module.parameters() if p.requires_grad) >= SHARDED_FROM
-        self.sharing = wanted and getattr(trainer.strategy, "shares", False)
-        if self.sharing and trainer.world_size > 1:
-            self.group = dist.new_group(backend="gloo")  # of its own, beside what the training does
+        if getattr(trainer.strategy, "shares", False):
+            trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+            self.sharing = trained >= SHARDED_FROM if self.sharded is None else self.sharded
+            if self.sharing and trainer.world_size > 1:
+                self.group = dist.new_group(backend="gloo")  # of its own, beside what the training does
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (loss := trainer.callback_metrics.get("validation/loss")) is not None:
