@@ -184,8 +184,8 @@ def make_algorithm(config: dict[str, Any]) -> Algorithm:
 
 def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     config, cluster = experiment.config, experiment.config["cluster"]
-    devices, environment = placement(cluster)
-    strategy = strategies.make(config)
+    devices, nodes, environment = placement(cluster)
+    strategy = strategies.make({**config, "cluster": {**cluster, "devices": devices, "nodes": nodes}})
     checkpoints = Checkpoints(run.directory / "checkpoints", **config["checkpoint"])
     chosen: list[Callback] = [build(node) for node in config.get("callbacks", {}).values()]
     guards = [callback for callback in chosen if isinstance(callback, Guard)]
@@ -194,7 +194,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     trainer = Trainer(
         accelerator=cluster["accelerator"],
         devices=devices,
-        num_nodes=cluster["nodes"],
+        num_nodes=nodes,
         strategy=strategy,
         inference_mode=not isinstance(strategy, strategies.Sharded),  # what they gather outlives a validation
         precision=beyond(config["precision"]),  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=made,
-        plugins=[*(environment or []), Reader()],
+        plugins=[*environment, Reader()],
         callbacks=[  # what judges a step, what sees the weights that are validated, what puts them there, what saves
             Throughput(run.progress),
             *(guards or [Guard()]),

@@ -3,7 +3,8 @@
 A collective in which one rank is missing keeps the others until its own time-out, half an hour or for ever, and then
 blames the network. Here a thread of each rank writes into the run's folder how far the rank has come, and that the
 thread is alive. Where a rank stands still for long it compares: one whose thread is silent too is stopped, dead, or cut
-off; else the one that has come least far is what the others wait for. A rank that rank 0 has started ends with it.
+off; else the one that has come least far is what the others wait for. A rank ends with rank 0 or torchrun, if that has
+started it.
 
 Time is counted in turns of the thread, not by a clock, so that a training which is suspended as a whole is not ended
 when it goes on.
@@ -67,7 +68,8 @@ class Watchdog(Callback):
     def on_train_start(self, *_: Any) -> None:
         if self.seconds is not None:
             parent = os.getppid()
-            self.parent = parent if self.rank and self.heard(0, None)[0].get("pid") == parent else None
+            started = self.rank and self.heard(0, None)[0].get("pid") == parent  # by rank 0
+            self.parent = parent if started or "TORCHELASTIC_RUN_ID" in os.environ else None
             self.stacks = (self.directory / f"{self.rank}.txt").open("w")
             self.before = faulthandler.is_enabled()
             faulthandler.disable()  # else a library that has put itself in its place since stays there
@@ -106,7 +108,7 @@ class Watchdog(Callback):
         before, still = -1, 0
         others: dict[int, tuple[dict[str, Any], int]] = {}  # what each rank said last, and for how many turns
         while not self.over.wait(self.turn):
-            if self.parent not in (None, os.getppid()):  # rank 0 had started this one, and is dead
+            if self.parent not in (None, os.getppid()):  # what had started this one is dead
                 os._exit(1)
             self.beats += 1
             self.tell()
