@@ -154,7 +154,8 @@ def write(state: dict[str, Any], folder: Path, group: Any) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of one process, which is as it should be
             writer = dcp.FileSystemWriter(folder)
-            planner = Writing(flatten_state_dict=False, flatten_sharded_tensors=False)
+            # rank 0 plans who writes what, which takes long for many; it is planned again only where that has changed
+            planner = Writing(flatten_state_dict=False, flatten_sharded_tensors=False, enable_plan_caching=True)
             dcp.save(shares, storage_writer=writer, planner=planner, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         number, (failure, _) = min(error.failures.items())

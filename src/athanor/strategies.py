@@ -279,8 +279,10 @@ class Sharded(DDPStrategy):
     def in_shares(self, wanted: bool) -> Iterator[None]:
         """Within the block what is asked for to be saved are each process's `Share`s, if `wanted`."""
         self.sharing = wanted
-        yield
-        self.sharing = False
+        try:
+            yield
+        finally:
+            self.sharing = False
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         algorithm, keep = self.algorithm, self.is_global_zero

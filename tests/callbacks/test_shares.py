@@ -147,6 +147,25 @@ def test_any_reader_takes_what_it_needs(three: Path):
         shares.read(path, {stored.name: torch.empty(ROWS, COLUMNS + 1)})
 
 
+def train_others(rank: int, world: int, folder: Path) -> None:
+    """Three trainings in turn, of which the second has other tensors."""
+    train_steps(rank, world, folder / "a", 2)
+    columns = [torch.arange(5), torch.arange(3)[rank::world]]
+    other = Share(torch.full((5, len(columns[1])), 7.0), torch.Size([5, 3]), columns)
+    shares.write({"b": [other], "c": rank}, folder / "b", dist.group.WORLD)
+    train_steps(rank, world, folder / "c", 2)
+
+
+def test_who_writes_what_is_planned_anew_where_it_has_changed(tmp_path: Path):
+    for process in fork(train_others, 2, tmp_path, tmp_path):
+        process.join()
+        assert process.exitcode == 0
+    assert [saved(path) for name in "ac" for path in sorted((tmp_path / name).glob("*.ckpt"))] == [1, 2, 1, 2]
+    found = shares.load(tmp_path / "b")
+    assert torch.equal(found["b"][0], torch.full((5, 3), 7.0))
+    assert found["c"] == 0
+
+
 def test_damage_anywhere_is_seen_and_the_one_before_is_taken(three: Path, caplog: pytest.LogCaptureFixture):
     path, chance = three / "step-00000003.ckpt", random.Random(2)
     targets = [*path.iterdir(), path.with_suffix(".sha256")]
