@@ -156,8 +156,8 @@ def checkpoint(
     Args:
         keep: how many of the newest; the one before is what a damaged newest one falls back on.
         best: besides, how many of the lowest `validation/loss`, which stay when the run is finished.
-        sharded: each process writes its own share, under `fsdp2`, `hsdp`, `fsdp2_tp` and `context`; null: from 1e9
-            trained parameters.
+        sharded: each process writes its own share, under `fsdp2`, `hsdp`, `fsdp2_tp`, `context` and DeepSpeed's;
+            null: from 1e9 trained parameters.
     """
 
 

@@ -8,6 +8,7 @@ which piece of them; so a reader asks for the pieces that it needs itself, or fo
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import warnings
@@ -80,6 +81,24 @@ class Share:
         ]
 
 
+class Flat(Share):
+    """A share whose numbers follow one another in the whole tensor, flattened, from `start` on."""
+
+    def __init__(self, own: Tensor, shape: torch.Size, start: int):
+        super().__init__(own, shape, [])
+        self.start = start
+
+    def of(self, own: Tensor) -> "Flat":
+        return Flat(own, self.shape, self.start)
+
+    def pieces(self) -> Iterator[tuple[ChunkStorageMetadata, Tensor]]:
+        taken = 0
+        for first, count in rectangles(self.start, self.start + self.own.numel(), tuple(self.shape)):
+            size = math.prod(count)
+            yield ChunkStorageMetadata(torch.Size(first), torch.Size(count)), self.own[taken : taken + size].view(count)
+            taken += size
+
+
 class Stored(NamedTuple):
     """A tensor in a folder, to be read by those who need it."""
 
@@ -95,6 +114,28 @@ def runs(indices: Tensor) -> list[tuple[int, int, int]]:
         return []
     starts = [0, *(torch.nonzero(indices.diff() != 1).flatten() + 1).tolist(), len(indices)]
     return [(int(indices[start]), start, end - start) for start, end in itertools.pairwise(starts)]
+
+
+def rectangles(start: int, end: int, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(first indices, sizes) of what lies from `start` to `end` in a flattened tensor, in its order: the rest of a row,
+    whole rows, the beginning of a row; and so within these rows.
+    """
+    if start >= end:
+        return
+    if len(shape) == 1:
+        yield (start,), (end - start,)
+        return
+    row = math.prod(shape[1:])
+    number, begin = divmod(start, row)
+    if begin or end - start < row:
+        stop = min(end, (number + 1) * row)
+        for inner, count in rectangles(begin, stop - number * row, shape[1:]):
+            yield (number, *inner), (1, *count)
+    else:
+        rows = (end - start) // row
+        stop = start + rows * row
+        yield (number, *(0 for _ in shape[1:])), (rows, *shape[1:])
+    yield from rectangles(stop, end, shape)
 
 
 class Writing(DefaultSavePlanner):
@@ -291,3 +332,17 @@ def read(folder: Path, into: Mapping[str, Tensor | Share]) -> None:
     except CheckpointException as error:
         ((failure, _),) = error.failures.values()
         raise RuntimeError(f"{folder} cannot be read: {failure}") from failure
+
+
+class Reads:
+    """What is to be read of folders, and where to; then all at once."""
+
+    def __init__(self) -> None:
+        self.of: dict[Path, dict[str, Tensor | Share]] = {}
+
+    def add(self, stored: Stored, into: Tensor | Share) -> None:
+        self.of.setdefault(stored.folder, {})[stored.name] = into
+
+    def now(self) -> None:
+        for folder, wanted in self.of.items():
+            read(folder, wanted)

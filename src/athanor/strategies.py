@@ -45,7 +45,7 @@ from athanor.errors import UserError
 from athanor.models import parallel
 from athanor.models.transformer import Block, Transformer
 from athanor.optimizers import LAMB, MuonWithAdamW
-from athanor.shares import Share, Stored, read
+from athanor.shares import Flat, Reads, Share, Stored
 
 WHOLE = (MuonWithAdamW, torch.optim.Muon, LAMB, torch.optim.Adafactor)
 """Optimizers that reckon with whole matrices, not with each of their numbers."""
@@ -91,8 +91,8 @@ def check(trainer: Trainer, algorithm: Algorithm) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Checkpoints) and callback.sharded and not strategy.shares:
             raise UserError(
-                f"{strategy} gathers its checkpoints; leave checkpoint.sharded out, or choose strategy=fsdp2, hsdp or "
-                "fsdp2_tp."
+                f"{strategy} gathers its checkpoints; leave checkpoint.sharded out, or choose strategy=fsdp2 or "
+                "deepspeed_zero3."
             )
         if isinstance(callback, Guard) and callback.on_spike == "skip" and not strategy.skips:
             raise UserError(
@@ -194,6 +194,10 @@ class Sharded(DDPStrategy):
         """As `torch.nn.utils.clip_grad_norm_`, over all processes."""
         raise NotImplementedError
 
+    def share(self, tensor: Any, name: str) -> Share:
+        """What this process has of a parameter; of those that have `shares`."""
+        raise NotImplementedError
+
     def reshard(self) -> None:
         """Lets go of what a forward pass has gathered for the backward pass that does not follow."""
 
@@ -286,6 +290,10 @@ class Sharded(DDPStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         algorithm, keep = self.algorithm, self.is_global_zero
+        if self.sharing:
+            state: dict[str, Any] = {name: buffer.cpu() for name, buffer in algorithm.named_buffers()}
+            saved = [(n, p) for n, p in algorithm.named_parameters() if n.partition(".")[0] not in algorithm.unsaved]
+            return state | {name: self.share(parameter.detach(), name) for name, parameter in saved}
         state = {name: buffer.cpu() for name, buffer in algorithm.named_buffers() if keep}
         for name, network in networks(algorithm).items():
             if name not in algorithm.unsaved:
@@ -427,7 +435,7 @@ class FSDP2(Sharded):
                 places[placement.dim] = pieces[mine] if mine < len(pieces) else places[placement.dim][:0]
         return places
 
-    def share(self, tensor: DTensor, name: str) -> Share:
+    def share(self, tensor: Any, name: str) -> Share:
         return Share(tensor.to_local(), tensor.shape, self.places(tensor, name))
 
     def scattered(self, whole: Tensor | Stored, like: DTensor, name: str) -> tuple[DTensor, Share]:
@@ -453,25 +461,14 @@ class FSDP2(Sharded):
 
     def fill(self, parameters: dict[str, Tensor]) -> None:
         own = dict(self.algorithm.named_parameters())
-        reading: dict[Path, dict[str, Tensor | Share]] = {}
+        reads = Reads()
         for name, value in parameters.items():
             parameter = cast(DTensor, own[name])
             if isinstance(value, Stored):
-                reading.setdefault(value.folder, {})[value.name] = self.share(parameter, name)
+                reads.add(value, self.share(parameter, name))
             else:
                 parameter.to_local().copy_(self.scattered(value, parameter, name)[1].own)
-        for folder, shares in reading.items():
-            read(folder, shares)
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        if not self.sharing:
-            return super().lightning_module_state_dict()
-        algorithm = self.algorithm
-        state: dict[str, Any] = {name: buffer.cpu() for name, buffer in algorithm.named_buffers()}
-        for name, parameter in algorithm.named_parameters():
-            if name.partition(".")[0] not in algorithm.unsaved:
-                state[name] = self.share(cast(DTensor, parameter.detach()), name)
-        return state
+        reads.now()
 
     def _names(self, optimizer: Optimizer) -> list[str]:
         """Of the parameters as its state dict numbers them."""
@@ -495,18 +492,17 @@ class FSDP2(Sharded):
     def fill_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         names, parameters = self._names(optimizer), dict(self.algorithm.named_parameters())
         sharded: dict[int, dict[str, Any]] = {}
-        reading: dict[Path, dict[str, Tensor | Share]] = {}
+        reads = Reads()
         for number, entries in state["state"].items():
             like = cast(DTensor, parameters[names[number]])
             for key, value in entries.items():
                 if isinstance(value, Tensor | Stored) and value.shape == like.shape:
                     shard, share = self.scattered(value, like, names[number])
                     if isinstance(value, Stored):
-                        reading.setdefault(value.folder, {})[value.name] = share
+                        reads.add(value, share)
                     value = shard
                 sharded.setdefault(number, {})[key] = value
-        for folder, shares in reading.items():
-            read(folder, shares)
+        reads.now()
         optimizer.load_state_dict({**state, "state": sharded})
 
 
@@ -623,6 +619,7 @@ class ZeRO(Sharded):
         persistence_threshold: parameters with fewer elements are not sharded at stage 3.
     """
 
+    shares = True
     clip: Any = None  # the engine does, within its step
 
     def __init__(self, stage: Literal[1, 2, 3], offload: bool = False, persistence_threshold: int = 100_000):
@@ -796,8 +793,21 @@ class ZeRO(Sharded):
     def fill(self, parameters: dict[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param
 
-        for name, parameter in self.algorithm.named_parameters():
-            if name in parameters:
+        parameters, reads, pieces = dict(parameters), Reads(), dict[str, Tensor]()
+        own = dict(self.algorithm.named_parameters())
+        for name, value in parameters.items():
+            if isinstance(value, Stored) and self.stage == 3 and own[name].requires_grad:
+                pieces[name], share = self._piece(own[name])
+                reads.add(value, share)
+            elif isinstance(value, Stored):
+                parameters[name] = torch.empty(value.shape, dtype=value.dtype)
+                reads.add(value, parameters[name])
+        reads.now()
+        for name, parameter in own.items():
+            if name in pieces:
+                cast(Any, parameter).ds_tensor.data.copy_(pieces[name])
+                self._set_own(parameter, pieces[name])
+            elif name in parameters:
                 value = parameters[name].to(self.root_device)
                 with self._gathered([parameter], writer=0):
                     if self.stage < 3 or self.is_global_zero:
@@ -807,13 +817,41 @@ class ZeRO(Sharded):
                 else:
                     self._set_local(parameter, value)
 
+    def share(self, tensor: Any, name: str) -> Share:
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        parameter = self.algorithm.get_parameter(name)
+        if self.stage == 3:
+            return self._piece(parameter, safe_get_local_fp32_param(parameter))[1]
+        return Share(tensor, tensor.shape, [torch.arange(size) for size in tensor.shape])  # one of them will write it
+
+    def _share_of_state(self, parameter: nn.Parameter, key: str) -> Share:
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        if self.stage == 3:
+            return self._piece(parameter, safe_get_local_optimizer_state(parameter, key))[1]
+        held = cast(Any, parameter)._hp_mapping
+        if held is None:
+            return Flat(torch.empty(0), parameter.shape, 0)
+        return Flat(held.get_hp_fragment(key), parameter.shape, held.lp_fragment_address.start)
+
+    def _piece(self, parameter: nn.Parameter, own: Tensor | None = None) -> tuple[Tensor, Flat]:
+        """Stage 3: this rank's piece of a parameter, or of a state of it, with padding at its end; the share in it."""
+        whole = cast(Any, parameter)
+        size = whole.partition_numel()
+        start = size * self.global_rank
+        own = torch.zeros(size) if own is None else own
+        return own, Flat(own[: max(0, min(size, whole.ds_numel - start))], whole.ds_shape, start)
+
     def _set_local(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
         """Stage 3: this rank's piece of a whole tensor."""
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
         size = cast(Any, parameter).partition_numel()
         flat = nn.functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
-        mine = flat.narrow(0, size * self.global_rank, size)
+        self._set_own(parameter, flat.narrow(0, size * self.global_rank, size), key)
+
+    def _set_own(self, parameter: nn.Parameter, mine: Tensor, key: str | None = None) -> None:
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
         if key is None:
             safe_set_local_fp32_param(parameter, mine)
         else:
@@ -838,8 +876,12 @@ class ZeRO(Sharded):
             for key in sorted(kept):
                 whole = isinstance(kept[key], Tensor) and kept[key].shape == flat.shape
                 for parameter in parameters:
-                    value = safe_get_full_optimizer_state(parameter, key) if whole else kept[key]
-                    if self.is_global_zero:
+                    value: Any = kept[key]
+                    if whole and self.sharing:
+                        value = self._share_of_state(parameter, key)
+                    elif whole:
+                        value = safe_get_full_optimizer_state(parameter, key)
+                    if self.is_global_zero or self.sharing:
                         value = value.detach().cpu().clone() if isinstance(value, Tensor) else value
                         state.setdefault(places[id(parameter)], {})[key] = value
         groups, first = [], 0
@@ -851,9 +893,10 @@ class ZeRO(Sharded):
 
     def fill_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         places = {id(p): i for i, p in enumerate(p for group in self.order for p in group)}
+        reads, pieces = Reads(), list[tuple[nn.Parameter, str, Tensor]]()
         for flat, parameters in self._flat():
             entries = [state["state"].get(places[id(p)], {}) for p in parameters]
-            whole = [key for key, value in entries[0].items() if isinstance(value, Tensor) and value.ndim]
+            whole = [key for key, v in entries[0].items() if isinstance(v, Tensor | Stored) and len(v.shape)]
             kept = {key: value for key, value in entries[0].items() if key not in whole}
             kept = {k: v.clone() if isinstance(v, Tensor) else v for k, v in kept.items()}
             optimizer.state[flat] = kept | {key: torch.zeros_like(flat) for key in whole}
@@ -863,11 +906,22 @@ class ZeRO(Sharded):
                 lazy_init_hp_params_optimizer_state(parameters, flat, optimizer.state)
             for parameter, entry in zip(parameters, entries):
                 for key in whole:
+                    if isinstance(entry[key], Stored):
+                        if self.stage == 3:
+                            piece, share = self._piece(parameter)
+                            pieces.append((parameter, key, piece))
+                        else:
+                            share = cast(Flat, self._share_of_state(parameter, key))
+                        reads.add(entry[key], share)
+                        continue
                     value = entry[key].to(flat.device)
                     if self.stage == 3:
                         self._set_local(parameter, value, key)
                     else:
                         cast(Any, parameter).set_full_hp_param(value, key)
+        reads.now()
+        for parameter, key, piece in pieces:
+            self._set_own(parameter, piece, key)
         for group, loaded in zip(optimizer.param_groups, state["param_groups"]):
             group.update({key: value for key, value in loaded.items() if key != "params"})
 

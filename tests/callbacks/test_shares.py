@@ -130,6 +130,22 @@ def test_pieces_are_rectangles_of_the_whole():
     assert list(Share(own[:0], torch.Size([ROWS, COLUMNS]), [rows[:0], columns]).pieces()) == []
 
 
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 4), (1, 6), (5, 1, 2)])
+def test_any_stretch_of_a_flattened_tensor_is_rectangles_in_its_order(shape: tuple[int, ...]):
+    whole = torch.arange(float(torch.tensor(shape).prod())).view(shape)
+    flat = whole.flatten()
+    for start in range(len(flat) + 1):
+        for end in range(start, len(flat) + 1):
+            found, taken = torch.full(shape, -1.0), 0
+            for chunk, view in shares.Flat(flat[start:end], whole.shape, start).pieces():
+                place = tuple(slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes))
+                assert torch.equal(view, whole[place])
+                found[place] = view
+                taken += view.numel()
+            assert taken == end - start, "each once"
+            assert torch.equal(found.flatten()[start:end], flat[start:end])
+
+
 def test_any_reader_takes_what_it_needs(three: Path):
     assert [saved(path) for path in sorted(three.glob("*.ckpt"))] == [1, 2, 3]
     path = three / "step-00000003.ckpt"

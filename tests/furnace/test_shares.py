@@ -22,16 +22,18 @@ def said(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted(folder.glob("said-*.txt")))
 
 
-def killed(bench: Any, folder: Path, algorithm: str, *more: str) -> Path:
-    ended = bench.launch(bench.words(algorithm, "fsdp2", folder / "runs", SHARED, *more), 2, folder, KILLED)
+def killed(bench: Any, folder: Path, algorithm: str, strategy: str = "fsdp2") -> Path:
+    ended = bench.launch(bench.words(algorithm, strategy, folder / "runs", SHARED), 2, folder, KILLED)
     assert set(ended["codes"]) == {-9}, said(folder)
     return only(folder / "runs")
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "ppo"])
-def test_killed_and_gone_on_with_it_ends_with_the_bits_of_an_undisturbed_run(bench, here, tmp_path, algorithm):
+@pytest.mark.parametrize(("algorithm", "strategy"), [("dpo", "fsdp2"), ("ppo", "fsdp2"), ("dpo", "deepspeed_zero3")])
+def test_killed_and_gone_on_with_it_ends_with_the_bits_of_an_undisturbed_run(
+    bench, here, tmp_path, algorithm, strategy
+):
     """Which had gathered its checkpoints. Two are in shares when it is killed; of the newest then a bit is flipped."""
-    run = killed(bench, tmp_path, algorithm)
+    run = killed(bench, tmp_path, algorithm, strategy)
     *_, before, last = sorted((run / "checkpoints").glob("step-*.ckpt"))
     assert before.is_dir()
     assert last.is_dir()
@@ -47,10 +49,10 @@ def test_killed_and_gone_on_with_it_ends_with_the_bits_of_an_undisturbed_run(ben
     content = bytearray(part.read_bytes())
     content[len(content) // 3] ^= 1
     part.write_bytes(content)
-    again = bench.launch(bench.words(algorithm, "fsdp2", tmp_path / "runs", SHARED), 2, tmp_path)
+    again = bench.launch(bench.words(algorithm, strategy, tmp_path / "runs", SHARED), 2, tmp_path)
     assert again["codes"] == [0, 0], said(tmp_path)
     assert f"{last.name} is damaged; resuming from {before.name} instead" in said(tmp_path)
-    assert_same(run, only(bench.reference(algorithm, "fsdp2") / "runs"))
+    assert_same(run, only(bench.reference(algorithm, strategy) / "runs"))
     assert not list((run / "checkpoints").glob("*")), "nothing stays of a finished run"
 
 
@@ -84,6 +86,8 @@ def test_a_read_only_folder_is_told_of_by_one_sentence(bench, tmp_path):
     assert_same(only(tmp_path / "runs"), only(bench.reference("sft", "fsdp2") / "runs"))
 
 
-def test_a_strategy_that_gathers_refuses(bench, furnace, here, tmp_path):
-    words = bench.words("sft", "deepspeed_zero3", tmp_path / "runs", SHARED)
-    assert "leave checkpoint.sharded out" in here(*words, "cluster.devices=1").err
+def test_a_strategy_that_gathers_refuses(furnace, here, tmp_path):
+    more = ["optimizer=adamw", "~optimizer.matrix_lr", "strategy=fsdp", "cluster.accelerator=cpu", SHARED]
+    outcome = here(*furnace.command("sft", tmp_path, *more))
+    assert outcome.code == 2
+    assert "FSDP gathers its checkpoints; leave checkpoint.sharded out" in outcome.err

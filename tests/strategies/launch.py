@@ -27,7 +27,8 @@ FORMS = (
     ("single", 1), ("ddp", 2), ("fsdp", 2), ("fsdp2", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("deepspeed_zero2", 2),
     ("deepspeed_zero3", 2),
 )  # fmt: skip
-SHARERS = (("fsdp2", 4), ("fsdp2_tp", 4), ("hsdp", 4))  # whose processes can write each its share
+# whose processes can write each its share
+SHARERS = (("fsdp2", 4), ("fsdp2_tp", 4), ("hsdp", 4), ("deepspeed_zero2", 2), ("deepspeed_zero3", 2))
 
 
 class Difference(NamedTuple):
