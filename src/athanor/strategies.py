@@ -822,6 +822,7 @@ class ZeRO(Sharded):
 
         parameter = self.algorithm.get_parameter(name)
         if self.stage == 3:
+            assert parameter.requires_grad, "DeepSpeed keeps no whole copy of others, and none of them is saved"
             return self._piece(parameter, safe_get_local_fp32_param(parameter))[1]
         return Share(tensor, tensor.shape, [torch.arange(size) for size in tensor.shape])  # one of them will write it
 
