@@ -19,7 +19,7 @@ from test_kill import saved, wait
 pytestmark = [pytest.mark.strategies, pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS, EVERY = 240, 10
 SETTINGS = [
-    "optimizer=adamw", "~optimizer.matrix_lr", "optimizer.eps=1e-6", "precision=32-true", f"max_steps={STEPS}",
+    "optimizer=adamw", "~optimizer.matrix_lr", "+optimizer.eps=1e-6", "precision=32-true", f"max_steps={STEPS}",
     f"checkpoint.every_n_steps={EVERY}", "logger.every_n_steps=1", "validate_every_n_steps=80",
     "schedule.warmup_steps=2", "cluster.accelerator=cpu", "cluster.micro_batch_size=2",
 ]  # fmt: skip
@@ -55,9 +55,7 @@ def is_there(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    ("strategy", "lost"), [("ddp", "agent"), ("fsdp2", "node")]
-)  # an agent alone, or with its training
+@pytest.mark.parametrize(("strategy", "lost"), [("ddp", "agent"), ("fsdp2", "node")])
 def test_one_of_two_nodes_is_lost_and_the_other_goes_on(furnace: Furnace, tmp_path: Path, strategy: str, lost: str):
     alone = furnace.run(*furnace.command("pretrain", tmp_path / "alone", *SETTINGS))
     assert alone.code == 0, alone.err
@@ -72,7 +70,7 @@ def test_one_of_two_nodes_is_lost_and_the_other_goes_on(furnace: Furnace, tmp_pa
         run = wait(agents[0].process, tmp_path / "runs", lambda run: saved(run) >= 2 * EVERY)
         training = agents[1].worker()
         os.kill(agents[1].process.pid, signal.SIGKILL)
-        if lost == "node":
+        if lost == "node":  # else the training is left behind
             os.kill(training, signal.SIGKILL)
         until = time.monotonic() + 20
         while is_there(training) and time.monotonic() < until:
