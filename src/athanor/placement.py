@@ -26,8 +26,8 @@ def placement(cluster: dict[str, Any]) -> tuple[Any, int, list[ClusterEnvironmen
     """
     devices, nodes = cluster["devices"], cluster["nodes"]
     if TorchElasticEnvironment.detect():
-        here, everywhere = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-        return here, everywhere // here, [TorchElasticEnvironment()]
+        own, all_of_them = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        return own, all_of_them // own, [TorchElasticEnvironment()]
     if slurm.job_id() is None:
         return devices, nodes, []
     here = slurm.task()
