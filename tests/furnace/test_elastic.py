@@ -33,6 +33,7 @@ class Agent:
     def __init__(self, furnace: Furnace, words: list[str], port: int, folder: Path, name: str, is_host: bool):
         self.said = folder / f"{name}.txt"
         launch = ["-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3"]
+        launch += ["--local-addr=127.0.0.1"]
         launch += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=furnace"]
         launch += [f"--rdzv-conf=is_host={int(is_host)},{MEETING}", "--monitor-interval=0.2"]
         with self.said.open("w") as said:
