@@ -3,7 +3,7 @@
     make overhead                                 # or: python benchmarks/overhead.py [--write] [--rounds 5]
 
 One process on one thread each, on the CPU, float32, AdamW, clipped: the bare loop, and the trainer under every strategy
-that one process can have, in turn, several rounds of it, each in a forked process of its own. Compared are CPU seconds
+that one process can have, in pairs, several rounds of it, each in a forked process of its own. Compared are CPU seconds
 of a step, which other programs on the machine disturb little, and wall seconds. Then two processes under ddp, on half
 of the batch each, beside two bare loops on halves that know nothing of each other, which is all that the cores give.
 `--write` keeps the page as benchmarks/results/overhead.md.
@@ -141,39 +141,41 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help=f"keep the page in {RESULTS.name}")
     arguments = parser.parse_args()
-    kinds = [("bare", 1), *((name, 1) for name in ALONE), ("ddp", 2), ("bare", 2), ("half", 1)]
-    rounds: list[dict[tuple[str, int], Pace]] = []
+    plain, pairs = ("bare", 1), [*(((name, 1), ("bare", 1)) for name in ALONE)]
+    pairs += [(("single", 1), ("ddp", 2)), (plain, ("bare", 2)), (("half", 1), plain), (("bare", 2), ("half", 1))]
+    rounds: list[list[tuple[Pace, Pace]]] = []
     for number in range(arguments.rounds):
-        rounds.append({kind: measured(*kind) for kind in (kinds if number % 2 == 0 else reversed(kinds))})
-        told = (f"{name}-{world} {pace.cpu:.3f}/{pace.wall:.3f}" for (name, world), pace in rounds[-1].items())
-        print(f"round {number + 1}, CPU/wall seconds a step:", *told, flush=True)
+        rounds.append([])
+        for pair in pairs:  # one right after the other, each first in every other round
+            first, second = (measured(*kind) for kind in (pair if number % 2 else pair[::-1]))
+            rounds[-1].append((first, second) if number % 2 else (second, first))
+            told = (
+                f"{name}-{world} {pace.cpu:.3f}/{pace.wall:.3f}" for (name, world), pace in zip(pair, rounds[-1][-1])
+            )
+            print(f"round {number + 1}, CPU/wall seconds a step:", *told, flush=True)
 
-    def ratios(kind: tuple[str, int], other: tuple[str, int], what: str) -> list[float]:
-        return sorted(getattr(one[kind], what) / getattr(one[other], what) for one in rounds)
+    def ratios(pair: int, what: str) -> list[float]:
+        return sorted(getattr(one[pair][0], what) / getattr(one[pair][1], what) for one in rounds)
 
-    lines, plain = [], ("bare", 1)
-    for name in ALONE:
-        cpu, wall = (ratios((name, 1), plain, what) for what in ("cpu", "wall"))
-        seconds = statistics.median(one[name, 1].cpu for one in rounds)
+    lines = []
+    for pair, name in enumerate(ALONE):
+        cpu, wall = (ratios(pair, what) for what in ("cpu", "wall"))
+        seconds = statistics.median(one[pair][0].cpu for one in rounds)
         middle = statistics.median(cpu), statistics.median(wall)
         lines.append(
             f"| {name} | {1e3 * seconds:.0f} ms | {middle[0]:.2f} | {cpu[0]:.2f} to {cpu[-1]:.2f} | {middle[1]:.2f} |"
         )
         print(f"FIGURE overhead_{name} {middle[0]:.3f}")
-    gain, most, halved, disturbed = (
-        statistics.median(ratios(kind, other, "wall"))
-        for kind, other in (
-            (("single", 1), ("ddp", 2)), (plain, ("bare", 2)), (("half", 1), plain), (("bare", 2), ("half", 1)),
-        )
-    )  # fmt: skip
+    gain, most, halved, disturbed = (statistics.median(ratios(pair, "wall")) for pair in range(len(ALONE), len(pairs)))
     print(f"FIGURE ddp_two_processes_speedup {gain:.3f}\nFIGURE ddp_two_processes_bound {most:.3f}")
     if arguments.write:
+        bare_seconds = statistics.median(pace.cpu for one in rounds for _, pace in one[: len(ALONE)])
         packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "deepspeed"))
         values = {
             "machine": f"{platform.machine()} CPU, Python {platform.python_version()}, {packages}",
             "model": f"{sum(p.numel() for p in model().parameters()) / 1e6:.1f} M parameters",
             "rows": f"{BATCH} rows of {LENGTH} tokens", "rounds": str(len(rounds)), "steps": str(STEPS - WARM - 1),
-            "bare": f"{1e3 * statistics.median(one[plain].cpu for one in rounds):.0f} ms", "table": "\n".join(lines),
+            "bare": f"{1e3 * bare_seconds:.0f} ms", "table": "\n".join(lines),
             "gain": f"{gain:.2f}", "most": f"{most:.2f}", "share": f"{gain / most:.0%}", "halved": f"{halved:.2f}",
             "disturbed": f"{disturbed:.2f}", "cores": str(os.cpu_count()),
         }  # fmt: skip
@@ -184,7 +186,7 @@ PAGE = """# What a strategy costs
 
 Made by `make overhead`: {machine}. One process on one thread, float32; a
 decoder of {model}, {rows} a step, AdamW, clipped. Beside the step of a bare loop of the same
-model in plain torch ({bare} of CPU): {rounds} rounds in turn, of each the median of {steps} steps, in the table the
+model in plain torch ({bare} of CPU): {rounds} rounds in pairs, of each the median of {steps} steps, in the table the
 median of the rounds. 1.05 is 5% longer. What the trainer does besides (metrics, looking for signals and for bad losses)
 is in it.
 
