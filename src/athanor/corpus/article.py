@@ -36,7 +36,7 @@ SURROUNDINGS = re.compile(
     r"gallery|carousel|slideshow|video-|player|noprint|toc(?![a-z])|jump|gdpr|consent|edit-?section"
 )
 BODY = re.compile(
-    r"(?:article|entry|post|story|news)[-_]*(?:inner[-_]*)?(?:body|content|text)(?![a-z])|body[-_]?content",
+    r"(?:arti(?:cle)?|entry|post|story|news)[-_]*(?:inner[-_]*)?(?:body|content|text)(?![a-z])|body[-_]?content",
     re.IGNORECASE,
 )
 ROLES = frozenset(("navigation", "complementary", "contentinfo", "banner", "search", "dialog"))
