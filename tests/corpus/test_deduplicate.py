@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from corpus_harness import CHINESE, ENGLISH, Outputs, document
 
+from athanor.corpus import deduplicate
 from athanor.corpus.buckets import SMALLEST, Buckets
 from athanor.corpus.deduplicate import (
     RECALL,
@@ -140,14 +141,33 @@ def test_simhash_bits_are_those_of_every_machine():
 SIMHASHES = ["922110dd1d56ca01", "95403d34deaa3390"]
 
 
+@pytest.mark.parametrize("count", [0, 10**6, 10**9])
 @pytest.mark.parametrize("distance", range(11))
-def test_tables_miss_no_pair_within_the_distance(distance):
-    masks = tables(distance)
+def test_tables_miss_no_pair_within_the_distance(distance, count):
+    masks = tables(distance, count)
     assert min(mask.bit_count() for mask in masks) >= 10
     rng = random.Random(distance)
     for _ in range(2000):
         change = sum(1 << bit for bit in rng.sample(range(64), distance))
         assert any(mask & change == 0 for mask in masks)
+
+
+def test_keys_grow_with_the_corpus_and_change_nothing(monkeypatch):
+    """A larger corpus gets tables of longer keys, and whoever is found is found by either."""
+    assert min(mask.bit_count() for mask in tables(6, 10**6)) > min(mask.bit_count() for mask in tables(6))
+    short = tables(6)
+    monkeypatch.setattr(deduplicate, "tables", lambda distance, count=0: tables(6, 10**6 * (count > SMALLEST)))
+    rng = random.Random(3)
+    numbers = [rng.getrandbits(64) for _ in range(900)]
+    numbers += [n ^ sum(1 << bit for bit in rng.sample(range(64), rng.randrange(5, 9))) for n in numbers]
+    step = SimilarDuplicates(6)
+    assert step.masks == short
+    for position, number in enumerate(numbers):
+        key = np.array([number], np.uint64)
+        expected = [p for p in range(position) if (numbers[p] ^ number).bit_count() <= 6]
+        assert step.alike(key) == expected
+        step.remember(key)
+    assert step.masks == tables(6, 10**6), "they were exchanged on the way"
 
 
 def test_similar_documents_find_what_comparing_all_finds():

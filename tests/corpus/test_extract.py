@@ -65,6 +65,13 @@ def test_the_body_in_parts_and_the_articles_below_it():
     assert text == f"{parts[0]}\n{parts[1]}"
 
 
+def test_a_body_that_is_shared_from():
+    """Sina's pages name the body artibody, and by the tool that shares it."""
+    lists = "".join(f"<div><h3><a>{CHINESE}</a></h3><p>今天 12:0{n}，共{n}条。</p></div>" for n in range(5))
+    page = f"<body><div class='BSHARE_POP' id='artibody'><p>{CHINESE}{CHINESE}</p></div><div>{lists}</div></body>"
+    assert ExtractHtml().apply(document(page, format="html")).text == CHINESE + CHINESE
+
+
 def test_a_name_of_surroundings_on_most_of_the_page_is_ignored():
     page = (
         f"<div class='with-sidebar'><p>{ENGLISH}</p><div class='sidebar'><p>Read this next. It is fun.</p></div></div>"

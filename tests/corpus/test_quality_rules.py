@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 
 import pytest
 from corpus_harness import CHINESE, ENGLISH, document
@@ -10,7 +11,7 @@ from athanor.corpus.c4 import C4, sentences
 from athanor.corpus.fineweb import FineWeb
 from athanor.corpus.gopher import GopherQuality, GopherRepetition, Runs
 from athanor.corpus.language import detect_language
-from athanor.corpus.words import Parts, Words, divide, words
+from athanor.corpus.words import ALPHABETIC, MARKS, Parts, Words, divide, words
 
 
 def reason(step, text):
@@ -45,6 +46,27 @@ def test_words_do_not_depend_on_what_was_seen_before():
         assert {name: value for name, value in vars(one).items() if isinstance(value, int)} == {
             name: value for name, value in vars(other).items() if isinstance(value, int)
         }
+
+
+MARKED = """“Who's there?” (he said) well-known, 'quoted' men's, U.S. Mr. Smith’s etc.) e.g., cannot, Cannot.
+and/or ): :) x): (it's) don't, 3,000 4.5 2011, (1998). 20-year 9-11 B2B 10kg word.. end...
+a.b.c “a.” A. x. Ünï. café, naïve's 's S’s man’s.
+``code``: [12], *bold* a—b - -- x- -y é-à
+semi;colon http://a.com/b. me@b.org, “我用Python3写，20行。”（对）『引』 ‘a’ ½ m² x\x1cy"""
+
+
+def test_words_as_they_are_divided_one_by_one():
+    """Arrays of characters give the words that the patterns give: where marks meet letters, digits and one another."""
+    rng = random.Random(1)
+    ways = ["".join(rng.choices(MARKED, k=200)) for _ in range(150)]
+    ways += [" ".join(rng.choices(MARKED.split(), k=50)) for _ in range(50)]
+    ways += ["".join(rng.choices("ab-.,'’s() S\")1我，", k=100)) for _ in range(200)]
+    for text in (MARKED, *ways, "x" * 70_000 + " y, " * 20_000 + "我" * 70_000, "\ud800 \U00020001\U0001d400 \0."):
+        expected, found = divide(text), Words(text, Parts())
+        assert found.lengths.tolist() == list(map(len, expected)), text
+        assert len(set(zip(found.numbers.tolist(), expected))) == len(set(expected)) == len(set(found.numbers.tolist()))
+        assert found.marks == sum(not w[0].isalnum() and MARKS.issuperset(w) for w in expected)
+        assert found.alphabetic == sum(ALPHABETIC.search(word) is not None for word in expected)
 
 
 def run_lengths(text, n, which):

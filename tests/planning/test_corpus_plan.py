@@ -7,7 +7,7 @@ import pytest
 
 from athanor import cli
 from athanor.corpus.balance import Balance
-from athanor.corpus.deduplicate import ExactDuplicates, NearDuplicates
+from athanor.corpus.deduplicate import ExactDuplicates, NearDuplicates, SimilarDuplicates
 from athanor.errors import UserError
 from athanor.planning.corpus import CorpusPlan, Sample, held_of, plan, size_in_bytes
 
@@ -49,6 +49,7 @@ def test_sizes():
 
 def test_what_comparisons_hold():
     assert held_of(NearDuplicates(0.8)) == 512 + 12 * 32
+    assert held_of(SimilarDuplicates(6)) == 8 + 12 * 84
     assert held_of(ExactDuplicates()) > 100
     assert held_of(Balance()) is None
 

@@ -36,7 +36,7 @@ SURROUNDINGS = re.compile(
     r"gallery|carousel|slideshow|video-|player|noprint|toc(?![a-z])|jump|gdpr|consent|edit-?section"
 )
 BODY = re.compile(
-    r"(?:article|entry|post|story|news)[-_]*(?:inner[-_]*)?(?:body|content|text)(?![a-z])|body[-_]?content",
+    r"(?:arti(?:cle)?|entry|post|story|news)[-_]*(?:inner[-_]*)?(?:body|content|text)(?![a-z])|body[-_]?content",
     re.IGNORECASE,
 )
 ROLES = frozenset(("navigation", "complementary", "contentinfo", "banner", "search", "dialog"))
@@ -56,6 +56,7 @@ class Passage(NamedTuple):
     tag: str
 
 
+@lru_cache(1 << 14)
 def named(names: str) -> str:
     """ "body" or "surroundings" by an element's classes and id, or ""."""
     kinds = set(map(meaning, names.split()))
@@ -105,11 +106,14 @@ class Page:
         self.ends[node] = len(self.parents)
 
     def inline(self, element: etree._Element, node: int, tag: str, link: bool) -> None:
-        self.take(element.text, link)
+        buffer = self.buffer
+        if text := element.text:
+            self.take(text, tag, link)
         for child in element:
             kind = child.tag
             if kind in BLOCKS:
-                self.flush(node, tag)
+                if buffer:
+                    self.flush(node, tag)
                 mark = self.mark(child)
                 if mark != "surroundings":
                     inner = kind if kind in ITEMS or kind in HEADINGS or tag not in ITEMS else tag
@@ -119,23 +123,26 @@ class Page:
                 if following is not None and following.tag == "br" and not (child.tail and child.tail.strip()):
                     self.flush(node, tag)
                 else:
-                    self.buffer.append("\n")
+                    buffer.append("\n")
             else:
                 if kind in ("td", "th"):
-                    self.buffer.append(" ")
+                    buffer.append(" ")
                 self.inline(child, node, tag, link or kind == "a")
-            self.take(child.tail, link)
+            if text := child.tail:
+                self.take(text, tag, link)
 
-    def take(self, text: str | None, link: bool) -> None:
-        if text:
+    def take(self, text: str, tag: str, link: bool) -> None:
+        if link:
+            self.linked += len(text)
             self.buffer.append(text)
-            if link:
-                self.linked += len(text)
+        elif self.buffer or tag == "pre" or not text.isspace():  # white space between blocks says nothing
+            self.buffer.append(text)
 
     def flush(self, node: int, tag: str) -> None:
         if self.buffer:
             text = "".join(self.buffer)
-            linked, self.buffer, self.linked = self.linked, [], 0
+            linked, self.linked = self.linked, 0
+            self.buffer.clear()
             text = text.strip("\n") if tag == "pre" else " ".join(text.split())
             if text and not text.isspace():
                 self.passages.append(Passage(node, text, min(linked, len(text)), tag))

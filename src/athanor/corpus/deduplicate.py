@@ -14,13 +14,14 @@ from collections.abc import Hashable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import combinations, pairwise
+from math import comb
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from rensa import RMinHash
 
-from athanor.corpus.buckets import Buckets
+from athanor.corpus.buckets import Buckets, Keys
 from athanor.corpus.documents import FILENAME, Document, documents_of, read_documents, write_documents
 from athanor.corpus.steps import Step
 from athanor.corpus.units import ngrams, units
@@ -28,6 +29,7 @@ from athanor.errors import UserError
 
 LETTER = re.compile(r"[^\W_]")
 RECALL = 0.99  # of pairs exactly at the threshold; more similar ones are found more surely
+MOST_TABLES = 100  # of SimHash: 1.2 kB a document
 Keep = Literal["first", "longest", "newest", "best"]
 Unit = Literal["word", "character"]
 
@@ -272,7 +274,9 @@ def bands(threshold: float, permutations: int) -> int:
 
 
 class SimilarDuplicates(Duplicates):
-    """By SimHash: 8 bytes a document, and 4 for each table, where MinHash has 512. None within `distance` is missed.
+    """By SimHash: 8 bytes a document, and 12 for each table, where MinHash has 512. None within `distance` is missed.
+
+    Tables are made anew, with longer keys, when the corpus has outgrown them.
 
     Args:
         distance: bits that may differ, 0 to 10. Unrelated texts differ in 32 or so, texts on one subject in 12.
@@ -299,8 +303,16 @@ class SimilarDuplicates(Duplicates):
         self.distance = distance
         self.ngram = ngram
         self.unit: Unit = unit
-        masks = np.array(tables(distance), np.uint64)
-        self.index = Buckets(1, "u8", lambda rows: folded(rows & masks))
+        self.masks: list[int] = []
+        self.index = Buckets(1, "u8", self.keys(0) or folded, self.keys)
+
+    def keys(self, count: int) -> Keys | None:
+        """Of a signature by the tables for so many documents; None if these are those it has."""
+        if (chosen := tables(self.distance, count)) == self.masks:
+            return None
+        self.masks = chosen
+        masks = np.array(chosen, np.uint64)
+        return lambda rows: folded(rows & masks)
 
     def known_by(self, document: Document) -> np.ndarray:
         return np.array([simhash(document.text, self.ngram, self.unit)], np.uint64)
@@ -316,13 +328,17 @@ class SimilarDuplicates(Duplicates):
         return self.index.add(key)
 
 
-def tables(distance: int) -> list[int]:
+def tables(distance: int, count: int = 0) -> list[int]:
     """Masks of the bits that each table compares: two numbers within `distance` bits agree under at least one.
 
-    64 bits are cut in blocks, more than `distance`; a table holds all blocks but `distance` of them, for every choice.
-    More blocks make longer keys, and more tables: the fewest blocks are taken whose keys have 10 bits.
+    64 bits are cut in blocks, more than `distance`; a table holds all blocks but `distance` of them, for every choice
+    (Manku et al.). More blocks make longer keys, and more tables. The fewest blocks are taken whose keys have 10 bits
+    and of `count` documents hardly two have the same by chance, where MOST_TABLES are enough for that.
     """
-    blocks = next(b for b in range(distance + 1, 65) if (b - distance) * (64 // b) >= 10)
+    possible = [b for b in range(distance + 1, 65) if (b - distance) * (64 // b) >= 10]
+    long = [b for b in possible if 1 << ((b - distance) * (64 // b)) >= count and comb(b, distance) <= MOST_TABLES]
+    affordable = [b for b in possible if comb(b, distance) <= MOST_TABLES]
+    blocks = (long or affordable[-1:] or possible)[0]
     edges = [64 * block // blocks for block in range(blocks + 1)]
     masks = [(1 << end) - (1 << start) for start, end in pairwise(edges)]
     return [sum(chosen) for chosen in combinations(masks, blocks - distance)]

@@ -177,7 +177,7 @@ class Runs:
     def __init__(self, found: Words):
         self.lengths = found.lengths
         self.ends = np.concatenate([[0], np.cumsum(self.lengths)])
-        self.words = mixed(found.numbers.astype(np.uint64) + GAMMA)
+        self.words = mixed(found.numbers + GAMMA)
         self.most: int | None = None  # occurrences of the most frequent pair of words
         self.covered: dict[int, int] = {}
 

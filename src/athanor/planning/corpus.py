@@ -187,7 +187,7 @@ def held_of(step: Step) -> int | None:
     if isinstance(step, NearDuplicates):
         return 4 * step.permutations + 12 * bands(step.threshold, step.permutations)
     if isinstance(step, SimilarDuplicates):
-        return 8 + 12 * len(tables(step.distance))
+        return 8 + 12 * len(tables(step.distance, 1 << 24))
     if isinstance(step, ExactDuplicates):
         return 180  # a key, a number and their place in a dict
     return None
