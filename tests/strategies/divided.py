@@ -1,12 +1,13 @@
 """Trains in stages, or with rows in parts, in so many processes, what `matrix.py` trains by other strategies.
 
-python divided.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of single|STAGESxTURNS|contextPARTS PROCESSES CELL...
+python divided.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of single|STAGESxTURNS[xTENSOR]|contextPARTS PROCESSES CELL...
 
 A cell is ALGORITHM/KIND, KIND an optimizer or what else is not as usual. OUTPUT/LAYOUT-PROCESSES/RANK.pt holds for
 each: metrics and whole final weights (rank 0), samples, and numbers held; or the sentence that refuses it. `stop/CELL`
 saves LAYOUT-PROCESSES/ALGORITHM-KIND.ckpt in the middle; `from/FOLDER/CELL` goes on from that of FOLDER.
 """
 
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -74,8 +75,8 @@ def train(layout: str, world: int, rank: int, given: Any, output: Path, words: l
             chosen = ContextParallel(int(layout.removeprefix("context")))
             replicas = world // chosen.parts
         elif layout != "single":
-            stages, turns = map(int, layout.split("x"))
-            chosen, replicas = Pipeline(stages, turns), world // stages
+            stages, turns, *tensor = map(int, layout.split("x"))
+            chosen, replicas = Pipeline(stages, turns, *tensor), world // math.prod((stages, *tensor))
         settings: dict[str, Any] = {}
         if before[:1] == ["stop"]:
             settings = {"stop": STOP, "save": output / f"{name}-{kind}.ckpt"}
