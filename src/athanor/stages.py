@@ -4,7 +4,8 @@ torch.distributed.pipelining says when a process does what (1F1B: Narayanan et a
 Narayanan et al. 2021, arXiv:2104.04473, section 2.2) and sends states and gradients. What an algorithm computes it need
 not know: every process has the whole batch, and runs the algorithm's own step on each of its micro-batches up to the
 moment when that asks the network for its hidden states. There a process computes its own layers of them, from what came
-in, and leaves the step; only the last stage gets the states it asked for, and goes on to the loss.
+in, and leaves the step; only the last stage gets the states it asked for, and goes on to the loss. States of a frozen
+network that the step asks first (the reference of DPO) go along with those of the one that is trained.
 
 Embeddings that are also the output are held by the first stage and the last, whose gradients are added. Processes that
 hold the same layers (the replicas) average their gradients. Processes are numbered stage by stage: those that average,
@@ -71,8 +72,9 @@ class Pipeline(Sharded):
         self.waiting: list[tuple[Any, int]] = []  # micro-batches of the step, and their numbers
         self.sending: list[tuple[Any, Tensor]] = []
         self.summed: dict[tuple[int, ...], list[str]] = {}
-        self.stage, self.looking, self.passed = 0, False, False
-        self.entering: Tensor | None = None
+        self.stage, self.looking = 0, False
+        self.entering: list[Tensor] = []  # states of each network that a step asks
+        self.leaving: list[Tensor] = []
         self.cuts: dict[str, int] = {}  # of a parameter that is split over neighbours, by name: along which dimension
         self.orders: dict[str, Tensor] = {}  # and that of its rows (`athanor.models.parallel`)
 
@@ -122,9 +124,11 @@ class Pipeline(Sharded):
                 "or another number of devices."
             )
         name = type(algorithm).__name__
-        if len(found := networks(algorithm)) > 1:
+        found = networks(algorithm)
+        if len(found) > 1 and not algorithm.asks_first:
             raise UserError(
-                f"A pipeline trains one network, but {name} has {', '.join(found)}; choose strategy=fsdp2 for it."
+                f"A pipeline passes once through its networks in a step, but {name} needs {', '.join(found)} one after "
+                "the other; choose strategy=fsdp2 for it."
             )
         trunk = trunk_of(algorithm.model)
         if type(trunk) is not Transformer:
@@ -140,6 +144,13 @@ class Pipeline(Sharded):
                 f"The model has {len(trunk.blocks)} layers, too few for {self.stages} stages; lower strategy.stages or "
                 "strategy.turns."
             )
+        for other, network in found.items():
+            if other != "model" and trunk_of(network).architecture != trunk.architecture:
+                raise UserError(
+                    f"A pipeline cuts all networks in the same places, but {other} is of another architecture than "
+                    "the model; choose strategy=fsdp2."
+                )
+        self.asked = list(found)  # before averages come to them
         if self.tensor_parallel > 1:
             parallel.check(trunk, self.tensor_parallel)
 
@@ -209,8 +220,9 @@ class Pipeline(Sharded):
         self.own = [p for name, p in self.named({"model": algorithm.model}) if self.holds(name)]
         self.copied = [p for name, p in self.named({"model": algorithm.model}) if self.is_tied(name)]
         self.dtype = self.own[0].dtype
-        self.whole_pass = self.trunk.hidden_states
-        self.trunk.hidden_states = self.hidden_states
+        for name in self.asked:
+            trunk = cast(Any, trunk_of(networks(algorithm)[name]))
+            trunk.hidden_states = partial(self.hidden_states, trunk.hidden_states)
         self.local = [
             Stage(turn * self.processes + self.place, self, count=count) for turn in range(self.turns)
         ]  # fmt: skip
@@ -233,39 +245,45 @@ class Pipeline(Sharded):
                 if isinstance(placement, Shard):
                     self.cuts[f"{name}.{own}"] = placement.dim
 
-    def hidden_states(self, tokens_BT: Tensor, **where: Any) -> Tensor:
-        """In the place of the network's own."""
+    def hidden_states(self, whole_pass: Any, tokens_BT: Tensor, **where: Any) -> Tensor:
+        """In the place of a network's own, `whole_pass`."""
+        number = len(self.leaving)
+        if number == len(self.asked):
+            raise UserError(
+                f"A pipeline passes once through its networks in a step, and {type(self.algorithm).__name__} wants "
+                "more; choose strategy=fsdp2 for it."
+            )
         if self.looking:
             raise Leaving(tokens_BT.shape)
-        if self.passed:
-            raise UserError(
-                f"A pipeline has one pass through its network a step, and {type(self.algorithm).__name__} wants more; "
-                "choose strategy=fsdp2 for it."
-            )
-        layers = self.layers_of(self.stage)
-        states_BTD = self.whole_pass(tokens_BT, entering_BTD=self.entering, layers=layers, **where)
-        if self.stage < self.stages - 1:
-            raise Leaving(states_BTD.to(self.dtype))
-        self.passed = True
+        entering_BTD = self.entering[number] if self.entering else None
+        states_BTD: Tensor = whole_pass(
+            tokens_BT, entering_BTD=entering_BTD, layers=self.layers_of(self.stage), **where
+        )
+        self.leaving.append(states_BTD.to(self.dtype))
+        if self.stage < self.stages - 1 and len(self.leaving) == len(self.asked):
+            raise Leaving(torch.stack(self.leaving))
         return states_BTD
 
     def look(self, step: Any, batch: Any, index: int) -> torch.Size:
-        """The shape of the states that go from stage to stage in an algorithm's step."""
+        """The shape of the states that go from stage to stage in an algorithm's step, [networks, B, T, D]."""
         self.looking = True
         try:
-            step(batch, index)
+            self.compute(step, batch, index, 0, None)
         except Leaving as leaving:
-            return torch.Size((*leaving.states, self.trunk.width))
+            return torch.Size((len(self.asked), *leaving.states, self.trunk.width))
         finally:
             self.looking = False
         raise UserError(f"{type(self.algorithm).__name__} does not ask its network for hidden states.")
 
     def compute(self, step: Any, batch: Any, index: int, stage: int, entering: Tensor | None) -> Any:
         """What a stage makes of a micro-batch: states, or what the step returns."""
-        self.stage, self.entering, self.passed = stage, entering, False
+        self.stage, self.leaving = stage, []
+        self.entering = [] if entering is None else list(entering.unbind())
         try:
             return step(batch, index)
         except Leaving as leaving:
+            if self.looking:
+                raise
             return leaving.states
 
     # --- steps ----------------------------------------------------------------------------------------------------

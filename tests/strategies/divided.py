@@ -1,6 +1,7 @@
 """Trains in stages, or with rows in parts, in so many processes, what `matrix.py` trains by other strategies.
 
-python divided.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of single|STAGESxTURNS[xTENSOR]|contextPARTS PROCESSES CELL...
+python divided.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of single|STAGESxTURNS[xTENSOR]|contextPARTS
+PROCESSES CELL...
 
 A cell is ALGORITHM/KIND, KIND an optimizer or what else is not as usual. OUTPUT/LAYOUT-PROCESSES/RANK.pt holds for
 each: metrics and whole final weights (rank 0), samples, and numbers held; or the sentence that refuses it. `stop/CELL`
@@ -57,6 +58,7 @@ def make(name: str, kind: str) -> tuple[Algorithm, Data]:
     if name == "sft":  # micro-batches of all lengths
         return SFT(model, *arguments), given(lambda: Conversations(sequences(23, 1), 0))
     if name == "dpo":
+        shape |= {"other": {"hidden": 96}}.get(kind, {})
         return DPO(model, *arguments, reference=decoder(29, 7, **shape), beta=0.2), pairs
     scorer = ScalarModel(model, likelihood=kind == "likelihood")
     torch.nn.init.normal_(scorer.head.weight, std=0.3)

@@ -5,8 +5,9 @@ python matrix.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of STRATEGY PR
 The imports are done once, and the processes forked. Each answers with a line `done`, or `failed` and what was said.
 OUTPUT/STRATEGY-PROCESSES/RANK.pt holds, for each (algorithm, accumulation, kind): metrics and whole final weights
 (rank 0), the samples in the order in which this rank took them, and how many numbers of parameters and optimizer states
-it held; or the sentence by which the strategy refuses it; for ("again", algorithm) those weights after a stop in the middle and a start from the checkpoint, which is
-OUTPUT/STRATEGY-PROCESSES/ALGORITHM.ckpt; and for ("from single", algorithm) after a start from that of `single 1`.
+it held, or the sentence by which the strategy refuses it; for ("again", algorithm) those weights after a stop in the
+middle and a start from the checkpoint, which is OUTPUT/STRATEGY-PROCESSES/ALGORITHM.ckpt; and for
+("from single", algorithm) after a start from that of `single 1`.
 
 WHAT limits that to algorithms, or to single things such as `dpo/4/adamw` or `again/dpo`. `kill/dpo` does something
 else: it trains dpo/4/adamw with checkpoints, kills all processes by SIGKILL once there are some, and starts them again;

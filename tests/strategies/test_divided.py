@@ -12,11 +12,11 @@ from launch import Matrix, difference, samples_of_steps
 
 BOUND = 1e-5
 CELLS = (
-    "pretraining/adamw", "pretraining/untied", "sft/adamw", "sft/sgd", "reward/adamw", "reward/likelihood",
+    "pretraining/adamw", "pretraining/untied", "sft/adamw", "sft/sgd", "reward/adamw", "reward/likelihood", "dpo/adamw",
     "pretraining/recompute", "pretraining/average", "pretraining/lamb", "pretraining/schedule_free",
     "pretraining/muon",
 )  # fmt: skip
-SHORT = ("sft/adamw", "pretraining/untied")  # of the few
+SHORT = ("sft/adamw", "pretraining/untied", "dpo/adamw")  # of the few
 SAVED = ("stop/sft/adamw", "stop/pretraining/untied")
 # (stages x turns x tensor-parallel or parts of a row, processes); what is left of the processes are replicas
 FEW = (("2x2", 2), ("context2", 2))
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def cells(layout: str, world: int) -> list[str]:
     wanted = SHORT if (layout, world) in FEW else CELLS
-    others = ("reward/",) if layout.startswith("context") else ()
+    others = ("reward/", "dpo/") if layout.startswith("context") else ()
     others += ("pretraining/muon", "pretraining/lamb") if tensor_parallel(layout) > 1 else ()
     return [cell for cell in wanted if not cell.startswith(others)]
 
@@ -68,7 +68,7 @@ def trained(folder) -> Iterator[Callable[..., list[dict[str, dict]]]]:
             *again,
             *dropped,
             "pretraining/whole",
-            "dpo/adamw",
+            "dpo/adamw" if layout.startswith("context") else "dpo/other",
             "reward/sgd",
         )
 
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused(layout, world, trained):
             assert "The loss of DPO is not a sum over tokens" in rank["dpo/adamw"]["refused"]
             assert "The loss of RewardModeling is not a sum over" in rank["reward/sgd"]["refused"]
         else:
-            assert "A pipeline trains one network, but DPO has model, reference" in rank["dpo/adamw"]["refused"]
+            assert "reference is of another architecture than the model" in rank["dpo/other"]["refused"]
             assert "micro-batches a step, and has 1; set cluster.mic" in rank["pretraining/whole"]["refused"]
         if tensor_parallel(layout) > 1:
             assert "gives an optimizer pieces of parameters, but MuonWithAdamW" in rank["pretraining/muon"]["refused"]
