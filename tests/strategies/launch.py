@@ -24,6 +24,7 @@ MATRIX = (
 DIVIDED = (
     ("pipeline", 2), ("pipeline_interleaved", 2), ("context", 2), ("pipeline", 4), ("pipeline.stages=4", 4),
     ("pipeline_interleaved", 4), ("pipeline.tensor_parallel=2", 4), ("context", 4), ("context.parts=4", 4),
+    ("context.attention=ring", 2), ("context.attention=ring.parts=4", 4),
 )  # fmt: skip
 # whose checkpoints are exchanged: whole, in rows, in flattened pieces, in another order, whole with split states
 FORMS = (("single", 1), ("fsdp", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("deepspeed_zero2", 2), ("deepspeed_zero3", 2))

@@ -19,8 +19,9 @@ CELLS = (
 SHORT = ("sft/adamw", "pretraining/untied", "dpo/adamw")  # of the few
 SAVED = ("stop/sft/adamw", "stop/pretraining/untied")
 # (stages x turns x tensor-parallel or parts of a row, processes); what is left of the processes are replicas
-FEW = (("2x2", 2), ("context2", 2))
-MORE = (("2x1", 2), ("4x1", 4), ("2x1", 4), ("2x2", 4), ("2x1x2", 4), ("2x2x2", 8), ("context4", 4), ("context2", 4))
+FEW = (("2x2", 2), ("context2", 2), ("context2-ring", 2))
+MORE = (("2x1", 2), ("4x1", 4), ("2x1", 4), ("2x2", 4), ("2x1x2", 4), ("2x2x2", 8), ("context4", 4), ("context2", 4),
+        ("context4-ring", 4), ("context2-ring", 4))  # fmt: skip
 LAYOUTS = [pytest.param(*layout, id="-".join(map(str, layout))) for layout in FEW]
 LAYOUTS += [pytest.param(*layout, id="-".join(map(str, layout)), marks=pytest.mark.strategies) for layout in MORE]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -70,6 +71,7 @@ def trained(folder) -> Iterator[Callable[..., list[dict[str, dict]]]]:
             "pretraining/whole",
             "dpo/adamw" if layout.startswith("context") else "dpo/other",
             "reward/sgd",
+            *(("ring/causal", "ring/packed") if "ring" in layout and shared(layout) == world else ()),
         )
 
     yield call
@@ -97,12 +99,13 @@ def test_it_trains_the_model_of_one_process(layout, world, trained):
 def test_started_again_it_ends_with_the_same_bits(layout, world, trained):
     """Saved in the middle by this layout; dropout draws as it would have."""
     found = trained(layout, world)[0]
-    for cell in ("pretraining/untied", "sft/dropout"):
+    for cell in ("pretraining/untied", *(() if "ring" in layout else ("sft/dropout",))):
         expected, again = found[cell]["weights"], found[f"from/{layout}-{world}/{cell}"]["weights"]
         assert again.keys() == expected.keys()
         assert [name for name, weight in expected.items() if not torch.equal(weight, again[name])] == [], cell
-    assert not torch.equal(found["sft/dropout"]["weights"]["model.norm.weight"],
-                           found["sft/adamw"]["weights"]["model.norm.weight"])  # fmt: skip
+        if cell == "sft/dropout":
+            plain = found["sft/adamw"]["weights"]
+            assert not torch.equal(expected["model.norm.weight"], plain["model.norm.weight"])
 
 
 @pytest.mark.parametrize(("layout", "world"), LAYOUTS)
@@ -174,8 +177,27 @@ def test_what_does_not_fit_is_refused(layout, world, trained):
         if layout.startswith("context"):
             assert "The loss of DPO is not a sum over tokens" in rank["dpo/adamw"]["refused"]
             assert "The loss of RewardModeling is not a sum over" in rank["reward/sgd"]["refused"]
+            if "ring" in layout:
+                assert "attention has neither dropout nor capped" in rank["sft/dropout"]["refused"]
         else:
             assert "reference is of another architecture than the model" in rank["dpo/other"]["refused"]
             assert "micro-batches a step, and has 1; set cluster.mic" in rank["pretraining/whole"]["refused"]
         if tensor_parallel(layout) > 1:
             assert "gives an optimizer pieces of parameters, but MuonWithAdamW" in rank["pretraining/muon"]["refused"]
+
+
+RINGS = [layout for layout in LAYOUTS if "ring" in layout.values[0] and shared(layout.values[0]) == layout.values[1]]
+
+
+@pytest.mark.parametrize(("layout", "world"), RINGS)
+def test_a_ring_attends_as_one_process(layout, world, trained):
+    """In output and gradients, also of packed documents; and each process has half of all scores of its queries, and no
+    more than another.
+    """
+    ranks = trained(layout, world)
+    for kind in ("causal", "packed"):
+        for rank in ranks:
+            assert max(rank[f"ring/{kind}"]["far"]) < BOUND, rank[f"ring/{kind}"]
+            assert min(rank[f"ring/{kind}"]["sizes"]) > 0.1
+        own = 16 * 16
+        assert {rank[f"ring/{kind}"]["scores"] for rank in ranks} == {own + (world - 1) * own // 2}
