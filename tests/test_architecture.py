@@ -25,6 +25,7 @@ STOREYS = [
         "optimizers",
         "diagnosis",
         "linear_cross_entropy",
+        "ring",
         "progress",
         "signals",
         "slurm",
