@@ -120,10 +120,11 @@ def loop(pipe, precision: str, compile: bool, threads: int) -> None:
     import torch
 
     from athanor import train
-    from athanor.acceleration import accelerate
+    from athanor.acceleration import accelerate, keep_freed_memory
 
     turn, batch_of = Turn(pipe), rows(threads)
     config = experiment(precision, compile, threads).config
+    keep_freed_memory()
     algorithm, _ = train.assemble(config)
     accelerate(algorithm, config["cluster"], "cpu", 0.0, Path(tempfile.gettempdir()))
     optimize(

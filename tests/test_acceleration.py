@@ -1,5 +1,9 @@
 """Blocks compiled or recomputed give the same training; who is compiled, and what is refused."""
 
+import ctypes
+import multiprocessing
+import os
+import resource
 import shutil
 
 import pytest
@@ -7,7 +11,7 @@ import torch
 from torch._inductor.utils import clear_caches
 
 from athanor import acceleration
-from athanor.acceleration import accelerate
+from athanor.acceleration import MMAP_THRESHOLD, TRIM_THRESHOLD, accelerate, keep_freed_memory
 from athanor.algorithms.pretraining import Pretraining
 from athanor.algorithms.sft import SFT
 from athanor.errors import UserError
@@ -118,3 +122,34 @@ def test_what_is_refused(tmp_path, monkeypatch):
     made = algorithm()
     accelerate(made, cluster("auto"), "cpu", 1e17, tmp_path)
     assert compiled(made) == [False, False]
+
+
+def test_freed_memory_is_kept(monkeypatch) -> None:
+    """After the first steps no pages are mapped any more for 100 MB that are taken and freed in each."""
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    kept, given_back = (faults_of_steps(keep) for keep in (True, False))
+    assert kept < 1000 < given_back
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    assert not keep_freed_memory()  # the user has settings of his own
+
+
+def faults_of_steps(keep: bool) -> int:
+    """Page faults of two steps, in a process of their own, for the settings stay."""
+    with multiprocessing.get_context("fork").Pool(1) as one:
+        return one.apply(take_and_free, (keep,))
+
+
+def take_and_free(keep: bool) -> int:
+    if keep:
+        assert keep_freed_memory()
+    else:
+        glibc = ctypes.CDLL(None)
+        assert glibc.mallopt(MMAP_THRESHOLD, 2**17)
+        assert glibc.mallopt(TRIM_THRESHOLD, 2**17)
+    for step in range(4):
+        if step == 2:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        held = b"x" * (100 * 2**20)
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

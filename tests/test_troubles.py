@@ -1,5 +1,10 @@
 """What a training dies of, as a user reads it."""
 
+import multiprocessing
+import multiprocessing.reduction
+import os
+import signal
+from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +55,29 @@ def test_knobs_that_are_turned_already_are_not_named():
 def test_the_micro_batch_proposed_divides():
     assert "micro_batch_size=3 (now 6)" in str(explained(MemoryError(), trainer(micro=6), {"cluster": {}}))
     assert "micro_batch_size=1 (now 3)" in str(explained(MemoryError(), trainer(micro=3), {"cluster": {}}))
+
+
+def hand_over(there: Connection) -> None:
+    """What a data-loading process does with a tensor, which waits here until it is fetched."""
+    there.send(multiprocessing.reduction.DupFd(os.open(os.devnull, os.O_RDONLY)))
+    signal.pause()
+
+
+def test_a_tensor_that_died_with_its_process_is_told_from_other_connections():
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    worker = context.Process(target=hand_over, args=(there,))
+    worker.start()
+    handle = here.recv()
+    worker.kill()
+    worker.join()
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        handle.detach()
+    found = explained(caught.value, trainer(), {})
+    assert isinstance(found, LostError)
+    assert "a data-loading process of rank 1 was killed at step 12" in str(found)
+    other = ConnectionResetError(104, "Connection reset by peer")  # of a logger's server, say
+    assert explained(other, trainer(), {}) is other
 
 
 def test_a_lost_rank_and_a_lost_worker_are_told_from_a_mistake():

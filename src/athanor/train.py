@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from athanor import models, strategies
-from athanor.acceleration import accelerate
+from athanor.acceleration import accelerate, keep_freed_memory
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.averaging import AveragedIterates, ExponentialAverage
 from athanor.callbacks.checkpoints import Checkpoints, newest
@@ -100,6 +100,8 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
     tokens = config["global_batch_size"] * data.typical_length * config["max_steps"]
     flops = tokens * algorithm.model.flops_per_token(data.typical_length)  # type: ignore[operator]
     device = trainer.strategy.root_device.type
+    if device == "cpu":
+        keep_freed_memory()
     if config["precision"] == "fp8-mixed":
         use_float8(algorithm.model, trainer.strategy.root_device)
     cache = Path(config["paths"]["runs"]) / ".cache" / "compiled"
@@ -115,7 +117,7 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
         trainer.fit(algorithm, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
     except BaseException as error:
         end_workers(trainer)
-        if isinstance(error, RuntimeError | MemoryError):
+        if isinstance(error, RuntimeError | MemoryError | OSError | EOFError):
             raise explained(error, trainer, config) from error
         raise
     if trainer.global_step < config["max_steps"] and not stopped_early(trainer):

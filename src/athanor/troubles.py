@@ -1,6 +1,7 @@
 """What a training may die of that is no mistake in the program, in a sentence with a remedy."""
 
 import re
+import traceback
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class LostError(RuntimeError):
     """Another process of the training is gone; the same command goes on."""
 
 
-def explained(error: RuntimeError | MemoryError, trainer: Trainer, config: dict[str, Any]) -> Exception:
+def explained(error: Exception, trainer: Trainer, config: dict[str, Any]) -> Exception:
     """The error that is to be raised in its place, or itself."""
     said = str(error)
     step, rank = trainer.global_step + 1, f"rank {trainer.global_rank}"
@@ -33,17 +34,23 @@ def explained(error: RuntimeError | MemoryError, trainer: Trainer, config: dict[
             f"Try, in this order: {'; '.join(remedies(trainer, config))}. The result stays the same, and the run goes "
             "on from its last checkpoint."
         )
-    if LOST_WORKER.search(said):
+    if LOST_WORKER.search(said) or (isinstance(error, OSError | EOFError) and of_a_worker(error)):
         return LostError(
             f"a data-loading process of {rank} was killed at step {step}, for want of memory, if nobody did it: lower "
             "cluster.num_workers. The same command goes on"
         )
-    if trainer.world_size > 1 and LOST_RANK.search(said):
+    if isinstance(error, RuntimeError) and trainer.world_size > 1 and LOST_RANK.search(said):
         return LostError(
             f"another rank is gone, as {rank} noticed at step {step}: what it said last tells why. The same command "
             "goes on"
         )
     return error
+
+
+def of_a_worker(error: Exception) -> bool:
+    """Whether it came of taking a tensor from a data-loading process, which had to be there still."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "multiprocessing.resource_sharer" for frame, _ in frames)
 
 
 def remedies(trainer: Trainer, config: dict[str, Any]) -> list[str]:

@@ -21,13 +21,16 @@ def a_rank_that_stands_still() -> None:
     time.sleep(60)
 
 
-def rank_process(rank: int, folder: Path, act: Callable[[int, Watchdog, SimpleNamespace], None]) -> None:
+def rank_process(
+    rank: int, folder: Path, act: Callable[[int, Watchdog, SimpleNamespace], None], starts: bool = True
+) -> None:
     watchdog.log.addHandler(logging.FileHandler(folder / f"said-{rank}.txt"))
     watchdog.GRACE = 0.2
     trainer = SimpleNamespace(global_rank=rank, world_size=2, node_rank=0, global_step=4)
     callback = Watchdog(folder / "watch", SECONDS)
     callback.setup(trainer)  # type: ignore[arg-type]
-    callback.on_train_start(trainer)
+    if starts:
+        callback.on_train_start(trainer)
     act(rank, callback, trainer)
     callback.on_train_end(trainer)
 
@@ -37,9 +40,9 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
     """Exit codes of two ranks that `act`, and what they said."""
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
-    def run(act: Callable, then: Callable = lambda pids: None) -> tuple[list[int | None], str]:
+    def run(act: Callable, then: Callable = lambda pids: None, starts: bool = True) -> tuple[list[int | None], str]:
         context = multiprocessing.get_context("fork")
-        ranks = [context.Process(target=rank_process, args=(rank, tmp_path, act)) for rank in range(2)]
+        ranks = [context.Process(target=rank_process, args=(rank, tmp_path, act, starts)) for rank in range(2)]
         for rank in ranks:
             rank.start()
         then([rank.pid for rank in ranks])
@@ -119,7 +122,7 @@ def test_what_rank_0_has_started_ends_with_it(tmp_path):
 
     def first() -> None:
         folder = tmp_path / "watch"
-        Watchdog(folder, SECONDS).setup(SimpleNamespace(global_rank=0, world_size=2, node_rank=0))  # type: ignore[arg-type]
+        Watchdog(folder, 30).setup(SimpleNamespace(global_rank=0, world_size=2, node_rank=0))  # type: ignore[arg-type]
         context.Process(
             target=rank_process, args=(1, tmp_path, lambda *_: (child.put(os.getpid()), time.sleep(60)))
         ).start()
@@ -142,10 +145,23 @@ def test_what_rank_0_has_started_ends_with_it(tmp_path):
     assert time.monotonic() < until, "it is still there"
 
 
+def test_one_that_stands_before_the_first_step_is_a_hang_too(two):
+    """The other has not even begun to train: it waits in the setting up of what both need."""
+
+    def act(rank: int, callback: Watchdog, trainer: SimpleNamespace) -> None:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)
+
+    codes, said = two(act, starts=False)
+    assert codes[0] == 75
+    assert "rank 1 does not answer (stopped)" in said
+
+
 def test_no_seconds_no_thread(tmp_path, refused):
     callback = Watchdog(tmp_path, None)
     callback.setup(SimpleNamespace(global_rank=0, world_size=1))  # type: ignore[arg-type]
-    callback.on_train_start()
+    callback.on_train_start(SimpleNamespace())  # type: ignore[arg-type]
     assert callback.thread is None
     assert not list(tmp_path.iterdir())
     assert "cluster.hang_seconds=0 must be positive" in refused(Watchdog, tmp_path, 0)

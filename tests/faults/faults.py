@@ -87,7 +87,7 @@ class Trial:
     def draw(self, chance: random.Random) -> dict[str, Any]:
         kind, fault = self.kind, {"kind": self.kind, "rank": chance.randrange(self.world)}
         if kind == "kill_saving":
-            operation, most = chance.choice([("write", 60), ("fsync", 5), ("replace", 2), ("unlink", 2)])
+            operation, most = chance.choice([("write", 60), ("fsync", 4), ("replace", 2), ("unlink", 2)])
             steps = (6,) if operation == "unlink" else (2, 4, 6)
             return fault | {"operation": operation, "number": chance.randint(1, most), "step": chance.choice(steps)}
         if kind == "kill_finishing":

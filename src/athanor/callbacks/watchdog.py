@@ -60,20 +60,28 @@ class Watchdog(Callback):
 
     def setup(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         self.trainer, self.rank, self.world = trainer, trainer.global_rank, trainer.world_size
-        if self.seconds is not None:
+        if self.seconds is not None and self.thread is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.tell()  # else what an earlier attempt left would be taken for this one's
-
-    def on_train_start(self, *_: Any) -> None:
-        if self.seconds is not None:
-            parent = os.getppid()
-            self.parent = parent if self.rank and self.heard(0, None)[0].get("pid") == parent else None
+            self.starter = os.getppid()
             self.stacks = (self.directory / f"{self.rank}.txt").open("w")
             self.before = faulthandler.is_enabled()
-            faulthandler.disable()  # else a library that has put itself in its place since stays there
-            faulthandler.enable(self.stacks)  # for SIGABRT, by which a rank that does not answer is ended
             self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
+            self.take_signals()
             self.thread.start()
+
+    def take_signals(self) -> None:
+        """SIGABRT, by which a rank that does not answer is ended, writes its stacks."""
+        if self.thread is not None:
+            faulthandler.disable()  # else a library that has put itself in its place since stays there
+            faulthandler.enable(self.stacks)
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        self.take_signals()  # once more, for what was loaded in between
+        self.passed += 1
+
+    def on_fit_start(self, *_: Any) -> None:
+        self.passed += 1
 
     on_train_batch_start = passing("the beginning")
     on_before_backward = passing("the backward pass")
@@ -103,11 +111,12 @@ class Watchdog(Callback):
 
     def watch(self) -> None:
         assert self.seconds is not None
-        before, still = -1, 0
+        before, still, child = -1, 0, False
         others: dict[int, tuple[dict[str, Any], int]] = {}  # what each rank said last, and for how many turns
         while not self.over.wait(self.turn):
-            if self.parent not in (None, os.getppid()):  # rank 0 had started this one, and is dead
+            if child and os.getppid() != self.starter:  # rank 0 had started this one, and is dead
                 os._exit(1)
+            child = child or (self.rank > 0 and self.heard(0, None)[0].get("pid") == self.starter)
             self.beats += 1
             self.tell()
             if self.passed != before:
