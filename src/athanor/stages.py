@@ -285,6 +285,8 @@ class Pipeline(Sharded):
             if self.looking:
                 raise
             return leaving.states
+        finally:
+            self.entering, self.leaving = [], []
 
     # --- steps ----------------------------------------------------------------------------------------------------
 
