@@ -237,9 +237,9 @@ class Pipeline(Sharded):
         assert self.mesh is not None
         trunk = cast(Any, trunk_of(network))
         start = "" if trunk is network else "trunk."
-        for stage in range(self.place, self.stages, self.processes):
-            orders = trunk.parallelize(self.mesh["tensor"], self.layers_of(stage))
-            self.orders |= {f"{start}{name}": order for name, order in orders.items()}
+        held = [layer for stage in range(self.place, self.stages, self.processes) for layer in self.layers_of(stage)]
+        orders = trunk.parallelize(self.mesh["tensor"], held)
+        self.orders |= {f"{start}{name}": order for name, order in orders.items()}
         for name, module in network.named_modules():
             for own, placement in hold_pieces(module).items():
                 if isinstance(placement, Shard):
