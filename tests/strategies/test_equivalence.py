@@ -83,7 +83,16 @@ def test_started_again_from_a_checkpoint_it_ends_with_the_same_bits(algorithm, s
 @pytest.mark.parametrize(("strategy", "world"), MATRIX, ids=[f"{name}-{world}" for name, world in MATRIX])
 def test_killed_and_started_again_it_ends_with_the_same_bits(strategy, world, trained):
     """All processes by SIGKILL, wherever they are after the second checkpoint."""
-    expected, found = trained(strategy, world)[0]["dpo", 4, "adamw"], trained(strategy, world, "kill/dpo")[0]
+    assert_killed_ends_as(trained(strategy, world)[0]["dpo", 4, "adamw"], trained(strategy, world, "kill/dpo")[0])
+
+
+@pytest.mark.parametrize(("strategy", "world"), [("pipeline_interleaved", 2), ("pipeline.tensor_parallel=2", 4)])
+def test_a_pipeline_killed_and_started_again_ends_with_the_same_bits(strategy, world, trained):
+    expected = trained(strategy, world, "dpo/4/adamw")[0]["dpo", 4, "adamw"]
+    assert_killed_ends_as(expected, trained(strategy, world, "kill/dpo")[0])
+
+
+def assert_killed_ends_as(expected: dict, found: dict) -> None:
     assert 2 <= found["killed", "dpo"]["step"] < 6
     weights = found["killed", "dpo"]["weights"]
     assert weights.keys() == expected["weights"].keys()
