@@ -8,7 +8,7 @@ TORCH  ?= torch==2.13.0
 # bfloat16 where the processor computes in it (twice as fast), else float32
 PRECISION := $(shell grep -qsE 'bf16' /proc/cpuinfo || echo precision=32-true)
 
-.PHONY: setup demo test test-fast test-strategies equivalence interruptions faults lint clean
+.PHONY: setup demo test test-fast test-strategies equivalence reshard overhead interruptions faults lint clean
 
 setup: $(VENV)/.installed
 
@@ -39,6 +39,12 @@ interruptions: setup
 
 equivalence: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/equivalence.py
+
+reshard: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reshard.py
+
+overhead: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py
 
 # Random faults, which the same seed draws again
 N    ?= 200

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from athanor import strategies
 from athanor.algorithms.base import Algorithm
+from athanor.callbacks.checkpoints import Reader
 from athanor.corpus.tokenizer import Tokenizer, TrainTokenizer
 from athanor.data.base import BatchPlan, Data, Samples
 from athanor.models.transformer import Transformer
@@ -126,6 +127,7 @@ def fit(
         max_epochs=-1, precision=precision, gradient_clip_val=clip, logger=metrics, check_val_every_n_epoch=None,
         num_sanity_val_steps=0, use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[*callbacks, *([StopAt(stop, save)] if stop and save else [])],
+        plugins=[Reader()],
     )  # fmt: skip
     replicas, replica = strategies.replicas(trainer), strategies.replica(trainer)
     plan = BatchPlan(seed, steps, batch, replicas, replica, micro, detours=detours)

@@ -36,7 +36,7 @@ STOREYS = [
     {"models", "corpus", "rollout"},
     {"data"},
     {"algorithms"},
-    {"callbacks", "placement", "acceleration", "strategies", "stages", "context", "float8", "troubles"},
+    {"callbacks", "shares", "placement", "acceleration", "strategies", "stages", "context", "float8", "troubles"},
     {"train", "consolidate"},
     {"evaluation"},
     {"annotation"},

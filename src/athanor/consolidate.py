@@ -1,6 +1,7 @@
 """The model of a run that is not finished, out of its newest checkpoint, in the form of one that is.
 
-Checkpoints hold whole tensors whatever the strategy (`athanor.strategies`), so no process of the training is needed.
+Checkpoints hold tensors by their names and shapes in an unsharded training, whatever the strategy
+(`athanor.strategies`), so no process of the training is needed.
 """
 
 import shutil
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from athanor import models
+from athanor import models, shares
 from athanor.callbacks.averaging import ExponentialAverage
 from athanor.callbacks.checkpoints import newest
 from athanor.config import build
@@ -46,7 +47,10 @@ def consolidate(path: str, directory: Path | None = None) -> Path:
     if found is None:
         raise UserError(f"{path} has saved no checkpoint yet; go on with `{run.command}`")
     config: dict[str, Any] = yaml.safe_load((run.directory / "config.yaml").read_text("utf-8"))
-    state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    if found.is_dir():
+        state = shares.load(found, only="state_dict")["state_dict"]
+    else:
+        state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     averages = [c for c in map(build, (config.get("callbacks") or {}).values()) if isinstance(c, ExponentialAverage)]
     prefix = f"{averages[0].name}." if averages and averages[0].save else "model."
     model: torch.nn.Module = build(config["model"])

@@ -1,4 +1,5 @@
-"""Where the processes of a training are, and how they find each other: as SLURM started them, else as Lightning does.
+"""Where the processes of a training are, and how they find each other: as torchrun or SLURM started them, else as
+Lightning does.
 
 Lightning's own SLURMEnvironment goes by the job's name and by settings of sbatch that a step need not follow; this one
 goes by the step itself, and refuses a layout that the experiment does not have.
@@ -7,26 +8,34 @@ goes by the step itself, and refuses a layout that the experiment does not have.
 import os
 from typing import Any
 
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
 
 from athanor import slurm
 
 
-def placement(cluster: dict[str, Any]) -> tuple[Any, Any]:
-    """The `devices` and the `plugins` of Lightning's Trainer.
+def placement(cluster: dict[str, Any]) -> tuple[Any, int, list[ClusterEnvironment]]:
+    """The `devices`, `num_nodes` and `plugins` of Lightning's Trainer. What torchrun has started counts, and may be
+    other processes after each of its restarts.
 
     Raises:
         UserError: SLURM started other processes than the experiment's cluster names.
     """
-    devices = cluster["devices"]
+    devices, nodes = cluster["devices"], cluster["nodes"]
+    if TorchElasticEnvironment.detect():
+        own, all_of_them = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        return own, all_of_them // own, [TorchElasticEnvironment()]
     if slurm.job_id() is None:
-        return devices, None
+        return devices, nodes, []
     here = slurm.task()
     if devices in ("auto", -1, "-1"):
         devices = here.per_node if here else devices
     else:
         slurm.check_tasks(cluster["nodes"], len(devices) if isinstance(devices, list) else int(devices))
-    return devices, [SlurmTasks(here) if here else LightningEnvironment()]
+    return devices, nodes, [SlurmTasks(here) if here else LightningEnvironment()]
 
 
 class SlurmTasks(ClusterEnvironment):

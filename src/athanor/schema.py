@@ -143,12 +143,21 @@ def paths(*, runs: str, data_root: str) -> None:
     """`runs` holds the runs, `data_root` the raw data; a relative one starts at the project's folder."""
 
 
-def checkpoint(*, every_n_steps: int | None, keep: int, every_minutes: float | None = None, best: int = 0) -> None:
+def checkpoint(
+    *,
+    every_n_steps: int | None,
+    keep: int,
+    every_minutes: float | None = None,
+    best: int = 0,
+    sharded: bool | None = None,
+) -> None:
     """How often the state of training is saved, by steps, by the clock, or both, and what is kept.
 
     Args:
         keep: how many of the newest; the one before is what a damaged newest one falls back on.
         best: besides, how many of the lowest `validation/loss`, which stay when the run is finished.
+        sharded: each process writes its own share, under `fsdp2`, `hsdp`, `fsdp2_tp`, `context` and DeepSpeed's;
+            null: from 1e9 trained parameters.
     """
 
 

@@ -6,8 +6,8 @@ Whatever is chosen, the same experiment gives the same model, on CPU (gloo) and 
   gathered when it is needed. What lies outside the layers (embeddings, final norms, heads), of all networks, is one
   more, gathered for as long as a training or validation step lasts: algorithms may call any method of a network.
 - Mixed precision is autocast over float32 parameters, everywhere.
-- Checkpoints hold whole tensors in the form of an unsharded training, whoever wrote them, and can be read by every
-  strategy and any number of processes.
+- Checkpoints hold tensors in the form of an unsharded training, whoever wrote them, whole ones or each process's share
+  (`athanor.shares`), and can be read by every strategy and any number of processes.
 - What generates text, in as many passes as it takes, works on a copy with whole weights (`whole`).
 
 Sources: ZeRO, Rajbhandari et al. 2020 (arXiv:1910.02054); FSDP, Zhao et al. 2023 (arXiv:2304.11277).
@@ -19,6 +19,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -36,6 +37,7 @@ from torch.optim import Optimizer
 
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.averaging import ExponentialAverage
+from athanor.callbacks.checkpoints import Checkpoints, load
 from athanor.callbacks.guard import Guard
 from athanor.callbacks.stopping import EarlyStopping
 from athanor.config import build
@@ -43,6 +45,7 @@ from athanor.errors import UserError
 from athanor.models import parallel
 from athanor.models.transformer import Block, Transformer
 from athanor.optimizers import LAMB, MuonWithAdamW
+from athanor.shares import Flat, Reads, Share, Stored
 
 WHOLE = (MuonWithAdamW, torch.optim.Muon, LAMB, torch.optim.Adafactor)
 """Optimizers that reckon with whole matrices, not with each of their numbers."""
@@ -86,6 +89,11 @@ def check(trainer: Trainer, algorithm: Algorithm) -> None:
             "matrices; choose strategy=ddp or strategy=fsdp2, or optimizer=adamw."
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoints) and callback.sharded and not strategy.shares:
+            raise UserError(
+                f"{strategy} gathers its checkpoints; leave checkpoint.sharded out, or choose strategy=fsdp2 or "
+                "deepspeed_zero3."
+            )
         if isinstance(callback, Guard) and callback.on_spike == "skip" and not strategy.skips:
             raise UserError(
                 f"{strategy} cannot leave a step out; take callbacks.guard.on_spike=roll_back, or strategy=ddp or fsdp."
@@ -141,11 +149,13 @@ class Sharded(DDPStrategy):
     compiles = False  # whether layers may be compiled before they are sharded
     skips = False  # whether an optimizer's `found_inf` is obeyed
     cuts_alike = False  # whether a process holds the same pieces of two networks of the same shape
+    shares = False  # whether a checkpoint can be had in shares, and read so
     restore_checkpoint_after_setup = True
 
     def __init__(self, **keywords: Any):
         super().__init__(**keywords)
         self.plain: dict[str, nn.Module] = {}
+        self.sharing = False
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -182,6 +192,10 @@ class Sharded(DDPStrategy):
 
     def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
         """As `torch.nn.utils.clip_grad_norm_`, over all processes."""
+        raise NotImplementedError
+
+    def share(self, tensor: Any, name: str) -> Share:
+        """What this process has of a parameter; of those that have `shares`."""
         raise NotImplementedError
 
     def reshard(self) -> None:
@@ -265,8 +279,21 @@ class Sharded(DDPStrategy):
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def in_shares(self, wanted: bool) -> Iterator[None]:
+        """Within the block what is asked for to be saved are each process's `Share`s, if `wanted`."""
+        self.sharing = wanted
+        try:
+            yield
+        finally:
+            self.sharing = False
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         algorithm, keep = self.algorithm, self.is_global_zero
+        if self.sharing:
+            state: dict[str, Any] = {name: buffer.cpu() for name, buffer in algorithm.named_buffers()}
+            saved = [(n, p) for n, p in algorithm.named_parameters() if n.partition(".")[0] not in algorithm.unsaved]
+            return state | {name: self.share(parameter.detach(), name) for name, parameter in saved}
         state = {name: buffer.cpu() for name, buffer in algorithm.named_buffers() if keep}
         for name, network in networks(algorithm).items():
             if name not in algorithm.unsaved:
@@ -275,7 +302,7 @@ class Sharded(DDPStrategy):
         return state
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        return load(Path(checkpoint_path), lazily=self.shares)
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         state, buffers = checkpoint["state_dict"], dict(self.algorithm.named_buffers())
@@ -300,7 +327,7 @@ class FSDP2(Sharded):
         replicas: groups of processes that each hold all the shards (hybrid sharding); 1 shards over all.
     """
 
-    keeps_matrices, compiles, cuts_alike = True, True, True
+    keeps_matrices, compiles, cuts_alike, shares = True, True, True, True
 
     def __init__(self, tensor_parallel: int = 1, replicas: int = 1):
         if tensor_parallel < 1 or replicas < 1:
@@ -392,20 +419,39 @@ class FSDP2(Sharded):
             return ordered
         return whole
 
-    def scattered(self, whole: Tensor, like: DTensor, name: str) -> DTensor:
-        """This rank's shard of a whole tensor, as `like` has it: first over tensor-parallel processes, then data."""
+    def places(self, tensor: DTensor, name: str) -> list[Tensor]:
+        """For each dimension the indices in the whole tensor, its rows as in the unsplit model, of what this rank has:
+        cut first over tensor-parallel processes, then over data.
+        """
+        places = [torch.arange(size) for size in tensor.shape]
         if name in self.orders:
-            whole = whole[self.orders[name]]
-        local = whole
-        mesh = like.device_mesh
+            places[0] = self.orders[name].cpu()
+        mesh = tensor.device_mesh
         for dimension in reversed(range(mesh.ndim)):
-            placement: Any = like.placements[dimension]
+            placement: Any = tensor.placements[dimension]
             if isinstance(placement, Shard) or hasattr(placement, "split_factor"):
-                pieces = local.chunk(mesh.size(dimension), placement.dim)
+                pieces = places[placement.dim].chunk(mesh.size(dimension))
                 mine = mesh.get_local_rank(dimension)
-                local = pieces[mine] if mine < len(pieces) else local.narrow(placement.dim, 0, 0)
-        local = local.to(like.device, like.dtype).clone()
-        return DTensor.from_local(local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+                places[placement.dim] = pieces[mine] if mine < len(pieces) else places[placement.dim][:0]
+        return places
+
+    def share(self, tensor: Any, name: str) -> Share:
+        return Share(tensor.to_local(), tensor.shape, self.places(tensor, name))
+
+    def scattered(self, whole: Tensor | Stored, like: DTensor, name: str) -> tuple[DTensor, Share]:
+        """This rank's shard of a whole tensor, as `like` has it; a stored one is yet to be read into the share."""
+        places = self.places(like, name)
+        if isinstance(whole, Stored):
+            local = torch.empty_like(like.to_local(), dtype=whole.dtype)
+        else:
+            local = whole
+            for dimension, own in enumerate(places):
+                local = local.index_select(dimension, own)
+            local = local.to(like.device, like.dtype)
+        shard = DTensor.from_local(
+            local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+        return shard, Share(local, like.shape, places)
 
     def full(self, network: nn.Module, keep: bool = True) -> Iterator[tuple[str, Tensor]]:
         (prefix,) = (name for name, child in self.algorithm.named_children() if child is network)
@@ -415,9 +461,14 @@ class FSDP2(Sharded):
 
     def fill(self, parameters: dict[str, Tensor]) -> None:
         own = dict(self.algorithm.named_parameters())
+        reads = Reads()
         for name, value in parameters.items():
             parameter = cast(DTensor, own[name])
-            parameter.to_local().copy_(self.scattered(value, parameter, name).to_local())
+            if isinstance(value, Stored):
+                reads.add(value, self.share(parameter, name))
+            else:
+                parameter.to_local().copy_(self.scattered(value, parameter, name)[1].own)
+        reads.now()
 
     def _names(self, optimizer: Optimizer) -> list[str]:
         """Of the parameters as its state dict numbers them."""
@@ -426,26 +477,32 @@ class FSDP2(Sharded):
 
     def full_optimizer(self, optimizer: Optimizer) -> dict[str, Any]:
         state, names = optimizer.state_dict(), self._names(optimizer)
+        parameters = dict(self.algorithm.named_parameters())
         whole: dict[int, dict[str, Any]] = {}
         for number, entries in state["state"].items():
             for key, value in entries.items():
-                if isinstance(value, Tensor):
+                if self.sharing and isinstance(value, DTensor) and value.shape == parameters[names[number]].shape:
+                    value = self.share(value, names[number])
+                elif isinstance(value, Tensor):
                     value = self.gathered(value, names[number]).cpu()
-                if self.is_global_zero:
+                if self.is_global_zero or self.sharing:
                     whole.setdefault(number, {})[key] = value
         return {**state, "state": whole}
 
     def fill_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         names, parameters = self._names(optimizer), dict(self.algorithm.named_parameters())
         sharded: dict[int, dict[str, Any]] = {}
+        reads = Reads()
         for number, entries in state["state"].items():
             like = cast(DTensor, parameters[names[number]])
-            sharded[number] = {
-                key: self.scattered(value, like, names[number])
-                if isinstance(value, Tensor) and value.shape == like.shape
-                else value
-                for key, value in entries.items()
-            }
+            for key, value in entries.items():
+                if isinstance(value, Tensor | Stored) and value.shape == like.shape:
+                    shard, share = self.scattered(value, like, names[number])
+                    if isinstance(value, Stored):
+                        reads.add(value, share)
+                    value = shard
+                sharded.setdefault(number, {})[key] = value
+        reads.now()
         optimizer.load_state_dict({**state, "state": sharded})
 
 
@@ -562,6 +619,7 @@ class ZeRO(Sharded):
         persistence_threshold: parameters with fewer elements are not sharded at stage 3.
     """
 
+    shares = True
     clip: Any = None  # the engine does, within its step
 
     def __init__(self, stage: Literal[1, 2, 3], offload: bool = False, persistence_threshold: int = 100_000):
@@ -735,8 +793,21 @@ class ZeRO(Sharded):
     def fill(self, parameters: dict[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param
 
-        for name, parameter in self.algorithm.named_parameters():
-            if name in parameters:
+        parameters, reads, pieces = dict(parameters), Reads(), dict[str, Tensor]()
+        own = dict(self.algorithm.named_parameters())
+        for name, value in parameters.items():
+            if isinstance(value, Stored) and self.stage == 3 and own[name].requires_grad:
+                pieces[name], share = self._piece(own[name])
+                reads.add(value, share)
+            elif isinstance(value, Stored):
+                parameters[name] = torch.empty(value.shape, dtype=value.dtype)
+                reads.add(value, parameters[name])
+        reads.now()
+        for name, parameter in own.items():
+            if name in pieces:
+                cast(Any, parameter).ds_tensor.data.copy_(pieces[name])
+                self._set_own(parameter, pieces[name])
+            elif name in parameters:
                 value = parameters[name].to(self.root_device)
                 with self._gathered([parameter], writer=0):
                     if self.stage < 3 or self.is_global_zero:
@@ -746,13 +817,42 @@ class ZeRO(Sharded):
                 else:
                     self._set_local(parameter, value)
 
+    def share(self, tensor: Any, name: str) -> Share:
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        parameter = self.algorithm.get_parameter(name)
+        if self.stage == 3:
+            assert parameter.requires_grad, "DeepSpeed keeps no whole copy of others, and none of them is saved"
+            return self._piece(parameter, safe_get_local_fp32_param(parameter))[1]
+        return Share(tensor, tensor.shape, [torch.arange(size) for size in tensor.shape])  # one of them will write it
+
+    def _share_of_state(self, parameter: nn.Parameter, key: str) -> Share:
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        if self.stage == 3:
+            return self._piece(parameter, safe_get_local_optimizer_state(parameter, key))[1]
+        held = cast(Any, parameter)._hp_mapping
+        if held is None:
+            return Flat(torch.empty(0), parameter.shape, 0)
+        return Flat(held.get_hp_fragment(key), parameter.shape, held.lp_fragment_address.start)
+
+    def _piece(self, parameter: nn.Parameter, own: Tensor | None = None) -> tuple[Tensor, Flat]:
+        """Stage 3: this rank's piece of a parameter, or of a state of it, with padding at its end; the share in it."""
+        whole = cast(Any, parameter)
+        size = whole.partition_numel()
+        start = size * self.global_rank
+        own = torch.zeros(size) if own is None else own
+        return own, Flat(own[: max(0, min(size, whole.ds_numel - start))], whole.ds_shape, start)
+
     def _set_local(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
         """Stage 3: this rank's piece of a whole tensor."""
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
         size = cast(Any, parameter).partition_numel()
         flat = nn.functional.pad(value.flatten(), (0, size * self.world_size - value.numel()))
-        mine = flat.narrow(0, size * self.global_rank, size)
+        self._set_own(parameter, flat.narrow(0, size * self.global_rank, size), key)
+
+    def _set_own(self, parameter: nn.Parameter, mine: Tensor, key: str | None = None) -> None:
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
         if key is None:
             safe_set_local_fp32_param(parameter, mine)
         else:
@@ -777,8 +877,12 @@ class ZeRO(Sharded):
             for key in sorted(kept):
                 whole = isinstance(kept[key], Tensor) and kept[key].shape == flat.shape
                 for parameter in parameters:
-                    value = safe_get_full_optimizer_state(parameter, key) if whole else kept[key]
-                    if self.is_global_zero:
+                    value: Any = kept[key]
+                    if whole and self.sharing:
+                        value = self._share_of_state(parameter, key)
+                    elif whole:
+                        value = safe_get_full_optimizer_state(parameter, key)
+                    if self.is_global_zero or self.sharing:
                         value = value.detach().cpu().clone() if isinstance(value, Tensor) else value
                         state.setdefault(places[id(parameter)], {})[key] = value
         groups, first = [], 0
@@ -790,9 +894,10 @@ class ZeRO(Sharded):
 
     def fill_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         places = {id(p): i for i, p in enumerate(p for group in self.order for p in group)}
+        reads, pieces = Reads(), list[tuple[nn.Parameter, str, Tensor]]()
         for flat, parameters in self._flat():
             entries = [state["state"].get(places[id(p)], {}) for p in parameters]
-            whole = [key for key, value in entries[0].items() if isinstance(value, Tensor) and value.ndim]
+            whole = [key for key, v in entries[0].items() if isinstance(v, Tensor | Stored) and len(v.shape)]
             kept = {key: value for key, value in entries[0].items() if key not in whole}
             kept = {k: v.clone() if isinstance(v, Tensor) else v for k, v in kept.items()}
             optimizer.state[flat] = kept | {key: torch.zeros_like(flat) for key in whole}
@@ -802,11 +907,22 @@ class ZeRO(Sharded):
                 lazy_init_hp_params_optimizer_state(parameters, flat, optimizer.state)
             for parameter, entry in zip(parameters, entries):
                 for key in whole:
+                    if isinstance(entry[key], Stored):
+                        if self.stage == 3:
+                            piece, share = self._piece(parameter)
+                            pieces.append((parameter, key, piece))
+                        else:
+                            share = cast(Flat, self._share_of_state(parameter, key))
+                        reads.add(entry[key], share)
+                        continue
                     value = entry[key].to(flat.device)
                     if self.stage == 3:
                         self._set_local(parameter, value, key)
                     else:
                         cast(Any, parameter).set_full_hp_param(value, key)
+        reads.now()
+        for parameter, key, piece in pieces:
+            self._set_own(parameter, piece, key)
         for group, loaded in zip(optimizer.param_groups, state["param_groups"]):
             group.update({key: value for key, value in loaded.items() if key != "params"})
 

@@ -22,7 +22,7 @@ from athanor import models, strategies
 from athanor.acceleration import accelerate, keep_freed_memory
 from athanor.algorithms.base import Algorithm
 from athanor.callbacks.averaging import AveragedIterates, ExponentialAverage
-from athanor.callbacks.checkpoints import Checkpoints, newest
+from athanor.callbacks.checkpoints import Checkpoints, Reader, newest
 from athanor.callbacks.diagnosis import Diagnosis
 from athanor.callbacks.guard import Guard, RolledBack
 from athanor.callbacks.preemption import Preemption
@@ -38,6 +38,7 @@ from athanor.float8 import beyond, use_float8
 from athanor.placement import placement
 from athanor.runs.context import RunContext
 from athanor.runs.store import open_run
+from athanor.shares import DamagedError
 from athanor.troubles import explained
 
 
@@ -58,6 +59,8 @@ def fit(experiment: Experiment, run: RunContext) -> dict[str, float]:
             return attempt(experiment, run, detours)
         except RolledBack as spike:
             detours = spike.detours
+        except DamagedError as damage:
+            logging.getLogger(__name__).warning("%s", damage)
 
 
 def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, int], ...]) -> dict[str, float]:
@@ -107,7 +110,7 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
     cache = Path(config["paths"]["runs"]) / ".cache" / "compiled"
     accelerate(algorithm, strategies.compiled(trainer, cluster), device, flops, cache)
 
-    resumed = newest(run.directory / "checkpoints")
+    resumed = newest(run.directory / "checkpoints", contents=trainer.world_size == 1)
     step = int(resumed.stem.removeprefix("step-")) if resumed else 0
     if trainer.is_global_zero:
         for name in ("metrics.jsonl", "samples.jsonl"):
@@ -183,8 +186,8 @@ def make_algorithm(config: dict[str, Any]) -> Algorithm:
 
 def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     config, cluster = experiment.config, experiment.config["cluster"]
-    devices, environment = placement(cluster)
-    strategy = strategies.make(config)
+    devices, nodes, environment = placement(cluster)
+    strategy = strategies.make({**config, "cluster": {**cluster, "devices": devices, "nodes": nodes}})
     checkpoints = Checkpoints(run.directory / "checkpoints", **config["checkpoint"])
     chosen: list[Callback] = [build(node) for node in config.get("callbacks", {}).values()]
     guards = [callback for callback in chosen if isinstance(callback, Guard)]
@@ -193,7 +196,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
     trainer = Trainer(
         accelerator=cluster["accelerator"],
         devices=devices,
-        num_nodes=cluster["nodes"],
+        num_nodes=nodes,
         strategy=strategy,
         inference_mode=not isinstance(strategy, strategies.Sharded),  # what they gather outlives a validation
         precision=beyond(config["precision"]),  # type: ignore[arg-type]
@@ -207,7 +210,7 @@ def make_trainer(experiment: Experiment, run: RunContext) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=made,
-        plugins=environment,
+        plugins=[*environment, Reader()],
         callbacks=[  # what judges a step, what sees the weights that are validated, what puts them there, what saves
             Throughput(run.progress),
             *(guards or [Guard()]),

@@ -135,14 +135,48 @@ def test_what_rank_0_has_started_ends_with_it(tmp_path):
     pid = child.get()
     process.kill()
     process.join()
-    until = time.monotonic() + 5
-    while (
-        time.monotonic() < until
-        and Path(f"/proc/{pid}").exists()
-        and watchdog.state({"pid": pid, "place": ""}, True) != "dead"
-    ):
+    assert ends(pid, 5), "it is still there"
+
+
+def ends(pid: int, seconds: float) -> bool:
+    """Whether a process does, before so many are over."""
+    until = time.monotonic() + seconds
+    while Path(f"/proc/{pid}").exists() and watchdog.state({"pid": pid, "place": ""}, True) != "dead":
+        if time.monotonic() > until:
+            return False
         time.sleep(0.02)
-    assert time.monotonic() < until, "it is still there"
+    return True
+
+
+@pytest.mark.parametrize("by_torchrun", [True, False])
+def test_what_torchrun_has_started_ends_with_it(tmp_path, monkeypatch, by_torchrun):
+    """A node that is lost in part must not train beside those that go on without it. What a shell has started stays."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if by_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+
+    def agent() -> None:
+        act = lambda _, callback, trainer: (child.put(os.getpid()), moving(callback, trainer))  # noqa: E731
+        context.Process(target=rank_process, args=(0, tmp_path, act)).start()
+        time.sleep(60)
+
+    def moving(callback: Watchdog, trainer: SimpleNamespace) -> None:
+        for _ in range(600):
+            callback.on_train_batch_end(trainer)
+            time.sleep(0.1)
+
+    context = multiprocessing.get_context("fork")
+    child = context.SimpleQueue()
+    process = context.Process(target=agent)
+    process.start()
+    pid = child.get()
+    process.kill()
+    process.join()
+    try:
+        assert ends(pid, 5 if by_torchrun else 0.5) == by_torchrun
+    finally:
+        if not by_torchrun:
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_one_that_stands_before_the_first_step_is_a_hang_too(two):

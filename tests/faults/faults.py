@@ -30,6 +30,7 @@ KINDS = (
     "kill_rank", "kill_all", "kill_worker", "kill_saving", "kill_finishing", "terminate", "stop", "nan", "damage",
     "full", "readonly", "memory", "clock",
 )  # fmt: skip
+SHARING = ("fsdp2", "deepspeed_zero2", "deepspeed_zero3")  # which can save in shares, and in half of the trials do
 STEPS, EVERY, VALIDATES = 8, 2, 4
 SPLIT = 2  # micro-batches of a step
 SETTINGS = [
@@ -68,10 +69,16 @@ class Trial:
         self.strategy = chance.choice([name for name in strategies if self.kind != "stop" or STRATEGIES[name] > 1])
         self.world = STRATEGIES[self.strategy]
         self.fault = self.draw(chance)
+        # the last draw, so that those before it are what they were
+        self.sharded = chance.random() < 0.5 and self.strategy in SHARING and self.kind != "full"
+        if self.sharded and self.kind == "kill_saving":  # rank 0 has fewer such operations to do
+            most = {"write": 15, "fsync": 4, "replace": 2, "unlink": 1}[self.fault["operation"]]
+            self.fault["number"] = 1 + (self.fault["number"] - 1) % most
 
     def __str__(self) -> str:
         where = " ".join(f"{key}={value}" for key, value in self.fault.items() if key != "kind")
-        return f"{self.number:4} {self.kind:14} {self.algorithm:8} {self.strategy:15} {where}"
+        strategy = self.strategy + "+shares" * self.sharded
+        return f"{self.number:4} {self.kind:14} {self.algorithm:8} {strategy:22} {where}"
 
     @property
     def kept(self) -> int:
@@ -172,6 +179,7 @@ class Bench:
         folder = self.folder / f"{trial.seed}-{trial.number}"
         more = ["cluster.num_workers=1"] if trial.kind == "kill_worker" else []
         more += [f"cluster.hang_seconds={HANG_SECONDS}"] if trial.kind == "stop" else []
+        more += ["checkpoint.sharded=true"] if trial.sharded else []
         words = self.words(trial.algorithm, trial.strategy, folder / "runs", *more)
         ended = self.launch(
             words, trial.world, folder, trial.fault, **({"patience": 120} if trial.kind == "stop" else {})
@@ -228,6 +236,9 @@ def harm(checkpoints: Path, fault: dict[str, Any]) -> None:
         path.with_suffix(".sha256").unlink()
         return
     target = path.with_suffix(".sha256") if fault["how"] == "flip_hash" else path
+    if target.is_dir():
+        parts = sorted(target.iterdir())
+        target = parts[int(fault["at"] * 1000) % len(parts)]
     content = bytearray(target.read_bytes())
     place = int(fault["at"] * len(content))
     if fault["how"] == "cut":

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from torch.distributed.checkpoint import filesystem
 
 from athanor import models, train
 from athanor.algorithms.base import Algorithm
@@ -155,6 +156,7 @@ def break_saving(fault: dict[str, Any], folder: Path) -> None:
 
     Checkpoints.write = written  # type: ignore[method-assign]
     Hashed.write = count("write", Hashed.write)  # type: ignore[method-assign]
+    filesystem._write_item = count("write", filesystem._write_item)
     os.fsync = count("fsync", os.fsync)
     Path.replace = count("replace", Path.replace)  # type: ignore[method-assign]
     Path.unlink = count("unlink", Path.unlink)  # type: ignore[method-assign]

@@ -50,7 +50,7 @@ def losses(run: Path) -> list[float]:
 
 def test_what_one_strategy_saved_another_takes_up(furnace: Furnace, tmp_path: Path) -> None:
     """Stopped after every fourth step and gone on with under another, the run is that of one process, to rounding."""
-    precise = ["precision=32-true", "optimizer.eps=1e-6", "model.kv_heads=2"]
+    precise = ["precision=32-true", "+optimizer.eps=1e-6", "model.kv_heads=2"]
     chain = ["fsdp2", "deepspeed_zero2", "fsdp2_tp", "deepspeed_zero3", "fsdp"]
     alone, relay = tmp_path / "alone", tmp_path / "relay"
     long = ["max_steps=20"]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from athanor import shares
 from small import train_tokenizer
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -26,8 +28,13 @@ DIVIDED = (
     ("pipeline_interleaved", 4), ("pipeline.tensor_parallel=2", 4), ("context", 4), ("context.parts=4", 4),
     ("context.attention=ring", 2), ("context.attention=ring.parts=4", 4),
 )  # fmt: skip
-# whose checkpoints are exchanged: whole, in rows, in flattened pieces, in another order, whole with split states
-FORMS = (("single", 1), ("fsdp", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("deepspeed_zero2", 2), ("deepspeed_zero3", 2))
+# whose checkpoints are exchanged: whole, in flattened pieces, in rows, in another order, whole with split states
+FORMS = (
+    ("single", 1), ("ddp", 2), ("fsdp", 2), ("fsdp2", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("deepspeed_zero2", 2),
+    ("deepspeed_zero3", 2),
+)  # fmt: skip
+# whose processes can write each its share
+SHARERS = (("fsdp2", 4), ("fsdp2_tp", 4), ("hsdp", 4), ("deepspeed_zero2", 2), ("deepspeed_zero3", 2))
 
 
 class Difference(NamedTuple):
@@ -95,6 +102,64 @@ def difference(expected: dict[str, Any], found: dict[str, Any]) -> Difference:
         float(((norms - others_norms).abs() / norms).max()),
         max(far),
     )
+
+
+class Exchange(NamedTuple):
+    """Of a checkpoint that one strategy has written and another taken up.
+
+    changed: tensors, of weights and the optimizer's states, that are other bits when they are saved again at once.
+    logits: the largest difference of what the model says from what an unsharded one says with the weights written.
+    loss, gradient, weights: of the next step, relative, from one process that has taken up the same; as `Difference`.
+    """
+
+    changed: int
+    logits: float
+    loss: float
+    gradient: float
+    weights: float
+
+
+def written(forms: Sequence[tuple[str, int]], sharers: Sequence[tuple[str, int]]) -> list[str]:
+    """Files, and folders of shares."""
+    return [*(f"{name}-{world}/dpo" for name, world in forms), *(f"{name}-{world}/shares" for name, world in sharers)]
+
+
+def exchanges(
+    matrix: Matrix, forms: Sequence[tuple[str, int]] = FORMS, sharers: Sequence[tuple[str, int]] = SHARERS
+) -> Iterator[tuple[str, str, Exchange]]:
+    """(checkpoint, reader, what came of it) for what each of `forms` and `sharers` has written, by each of `forms`, of
+    which `single` must be the first.
+    """
+    for name, world in dict.fromkeys((*forms, *sharers)):
+        wanted = [word for word, among in (("save/dpo", forms), ("share/dpo", sharers)) if (name, world) in among]
+        matrix(name, world, *wanted)
+    writers = written(forms, sharers)
+    alone: dict[tuple, dict] = {}
+    for name, world in forms:
+        reader = f"{name}-{world}"
+        found = matrix(name, world, *(f"load/{writer}" for writer in writers))[0]
+        alone = alone or found
+        for writer in writers:
+            ours, theirs = found["load", writer], alone["load", writer]
+            again = matrix.folder / reader / f"from-{writer.replace('/', '-')}.ckpt"
+            changed = changes(matrix.folder / f"{writer}.ckpt", again)
+            far = float((ours["logits"] - ours["expected"]).abs().max())
+            yield writer, reader, Exchange(changed, far, *difference(theirs, ours))
+
+
+def changes(before: Path, after: Path) -> int:
+    """Tensors and numbers of the model and its optimizer that are not the same in two checkpoints."""
+    one, two = ((shares.load if path.is_dir() else torch.load)(path) for path in (before, after))
+    assert one["global_step"] == two["global_step"] > 0
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    (one_state,), (two_state,) = one["optimizer_states"], two["optimizer_states"]
+    assert [g["lr"] for g in one_state["param_groups"]] == [g["lr"] for g in two_state["param_groups"]]
+    assert one_state["state"].keys() == two_state["state"].keys()
+    pairs = [(weight, two["state_dict"][name]) for name, weight in one["state_dict"].items()]
+    for number, entries in one_state["state"].items():
+        assert entries.keys() == two_state["state"][number].keys()
+        pairs += [(value, two_state["state"][number][key]) for key, value in entries.items()]
+    return sum(not torch.equal(torch.as_tensor(one), torch.as_tensor(two)) for one, two in pairs)
 
 
 def samples_of_steps(ranks: list[list[list[int]]], accumulation: int, replicas: int) -> list[list[int]]:

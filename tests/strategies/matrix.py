@@ -11,9 +11,11 @@ middle and a start from the checkpoint, which is OUTPUT/STRATEGY-PROCESSES/ALGOR
 
 WHAT limits that to algorithms, or to single things such as `dpo/4/adamw` or `again/dpo`. `kill/dpo` does something
 else: it trains dpo/4/adamw with checkpoints, kills all processes by SIGKILL once there are some, and starts them again;
-("killed", "dpo") holds the weights at the end and the `step` from which that went on. So does `load/FOLDER`: it takes
-up FOLDER/dpo.ckpt of another strategy, saves it again as from-FOLDER.ckpt, and for ("load", FOLDER)
-keeps what the model says, and what an unsharded one says that has those weights (rank 0).
+("killed", "dpo") holds the weights at the end and the `step` from which that went on. `save/dpo` only leaves dpo.ckpt,
+`share/dpo` the same as shares.ckpt, a folder with each process's share. `load/FOLDER/dpo` takes up FOLDER/dpo.ckpt of
+another strategy, saves it again as from-FOLDER-dpo.ckpt, and takes the next step: ("load", FOLDER/dpo) holds what the
+model says that was taken up, what an unsharded one says that has those weights, and the next step's metrics and weights
+after it (rank 0).
 """
 
 import faulthandler
@@ -39,7 +41,7 @@ from test_invariance import Tokens, sequences
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from athanor import strategies
+from athanor import shares, strategies
 from athanor.acceleration import accelerate
 from athanor.algorithms.base import Algorithm
 from athanor.algorithms.dpo import DPO
@@ -219,13 +221,14 @@ def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path
         results[cell] = {"held": held(algorithm), "seen": seen, "weights": whole_weights(algorithm)}
         if rank == 0:
             results[cell]["metrics"] = metrics.history
-    for kind in [kind for kind in RESUMED if (not only or kind in only) or wanted("again", kind)]:
+    for kind in [kind for kind in RESUMED if wanted(kind) or wanted("again", kind) or wanted("save", kind)]:
         saved, single = output / f"{kind}.ckpt", output.parent / "single-1" / f"{kind}.ckpt"
         turns: list[tuple[str, dict[str, Any]]] = [
             ("stopped", {"stop": STOP, "save": saved}),
             ("again", {"resume": saved}),
         ]
         turns += [("from single", {"resume": single})] if single.exists() and name != "single" else []
+        turns = turns[:1] if f"save/{kind}" in only else turns
         for turn, settings in turns:
             algorithm, data = make(kind, "adamw", *given)
             with torch.no_grad():
@@ -249,25 +252,37 @@ def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path
         )  # fmt: skip
         step = int(found.stem.removeprefix("step-")) if found else 0
         results["killed", kind] = {"weights": whole_weights(algorithm), "step": step}
+    if "share/dpo" in only:
+        algorithm, data = make("dpo", "adamw", *given)
+        chosen, directory = strategy(name), output / "shares"
+        fit(
+            algorithm, data, steps=STEPS, batch=BATCH, micro=micro_batch(chosen, world, 4), clip=0.5, world=world,
+            strategy=chosen, validate_every=2, callbacks=[Checkpoints(directory, STOP, sharded=True)],
+        )  # fmt: skip
+        if rank == 0:
+            (found,) = directory.glob("step-*.ckpt")
+            assert found.is_dir()
+            found.replace(output / "shares.ckpt")
     for word in [word for word in only if word.startswith("load/")]:
         other = word.removeprefix("load/")
+        before = output.parent / f"{other}.ckpt"
         algorithm, data = make("dpo", "adamw", *given)
         with torch.no_grad():
             for parameter in algorithm.model.parameters():
                 parameter.mul_(0.5)
-        fit(
-            algorithm, data, steps=STOP, batch=BATCH, clip=0.5, world=world, strategy=strategy(name),
-            resume=output.parent / other / "dpo.ckpt",
+        taken = TakenUp(output / f"from-{other.replace('/', '-')}.ckpt")
+        metrics = fit(
+            algorithm, data, steps=STEPS, batch=BATCH, clip=0.5, world=world, strategy=strategy(name),
+            validate_every=2, resume=before, stop=STOP + 1, save=output / "next.ckpt",
+            callbacks=[taken],
         )  # fmt: skip
-        algorithm.trainer.save_checkpoint(output / f"from-{other}.ckpt")
-        with algorithm.whole(algorithm.model, everywhere=False) as network:
-            if rank == 0:
-                alone, _ = make("dpo", "adamw", *given)
-                saved = torch.load(output.parent / other / "dpo.ckpt", weights_only=True)
-                alone.load_state_dict(saved["state_dict"], strict=False)
-                with torch.no_grad():
-                    said, expected = (model.eval()(torch.arange(24)[None]) for model in (network, alone.model))
-                results["load", other] = {"logits": said, "expected": expected}
+        weights = whole_weights(algorithm)
+        if rank == 0:
+            alone, _ = make("dpo", "adamw", *given)
+            alone.load_state_dict(content(before)["state_dict"], strict=False)
+            results["load", other] = {
+                "logits": taken.logits, "expected": said(alone.model), "weights": weights, "metrics": metrics.history,
+            }  # fmt: skip
     torch.save(results, output / f"{rank}.pt")
 
 
@@ -280,6 +295,32 @@ def preload(name: str) -> None:
     if "zero" in name:
         os.environ["DS_ACCELERATOR"] = "cpu"
         import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # in seconds: it compiles as it is imported
+
+
+def content(path: Path) -> dict[str, Any]:
+    return shares.load(path) if path.is_dir() else torch.load(path, weights_only=True)
+
+
+class TakenUp(Callback):
+    """Saves again what a training begins with, and keeps what its model says."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.logits = torch.empty(0)
+
+    def on_train_start(self, trainer: Any, algorithm: Any) -> None:
+        trainer.save_checkpoint(self.path)
+        with algorithm.whole(algorithm.model, everywhere=False) as network:
+            if trainer.is_global_zero:
+                self.logits = said(network)
+
+
+def said(model: nn.Module) -> torch.Tensor:
+    training = model.training
+    with torch.no_grad():
+        logits = model.eval()(torch.arange(24)[None])
+    model.train(training)
+    return logits
 
 
 def process(environment: dict[str, str], said: Path, *arguments: Any) -> None:

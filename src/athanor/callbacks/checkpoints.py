@@ -1,8 +1,9 @@
 """Checkpoints to resume from: copied where a step begins, and written behind the training under a temporary name,
 fsynced, checksummed, renamed; the newest sound one is used.
 
-A file holds whole tensors, whatever the strategy, so any other can read it: hence torch.save, where the folders of
-torch.distributed.checkpoint would hold the shards of the processes that wrote them.
+A file holds whole tensors, whatever the strategy. A large model does not fit into the memory of rank 0, which writes
+it: then a folder of the same name holds what each process has (`athanor.shares`). Any strategy, on any number of
+processes, reads either.
 """
 
 import contextlib
@@ -17,13 +18,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
+import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
+from athanor import shares
 from athanor.errors import UserError
-from athanor.runs.files import PARTIAL, sha256, write_atomic
+from athanor.runs.files import PARTIAL, remove, sha256, write_atomic
+from athanor.shares import Share
 
 log = logging.getLogger(__name__)
+
+SHARDED_FROM = 1_000_000_000
+"""Trained parameters from which a checkpoint is written in shares, where nothing else is asked for: 12 GB by AdamW."""
 
 
 class Checkpoints(Callback):
@@ -36,6 +44,8 @@ class Checkpoints(Callback):
     Args:
         every_minutes: besides, when so long nothing was saved (`athanor.callbacks.preemption` has the ranks agree).
         best: besides, and beyond the end of the run, keeps so many of the lowest `validation/loss`.
+        sharded: a folder into which each process writes its own share, where the strategy has shares; default from
+            `SHARDED_FROM` trained parameters.
     """
 
     def __init__(
@@ -45,6 +55,7 @@ class Checkpoints(Callback):
         keep: int = 2,
         every_minutes: float | None = None,
         best: int = 0,
+        sharded: bool | None = None,
     ):
         if keep < 1 or best < 0 or any(every is not None and every <= 0 for every in (every_n_steps, every_minutes)):
             raise UserError(
@@ -55,6 +66,8 @@ class Checkpoints(Callback):
             raise UserError("Without checkpoints nothing survives: set checkpoint.every_n_steps or .every_minutes.")
         self.directory, self.keep, self.best = directory, keep, best
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+        self.sharded, self.sharing, self.group = sharded, False, cast(Any, None)
+        self.is_first = True  # of the processes
         self.saved_at, self.saved_when = 0, 0.0
         self.measured: tuple[int, float] | None = None  # step and loss of the last validation
         self.losses: dict[int, float] = {}  # of steps that were saved
@@ -68,6 +81,11 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at, self.saved_when = trainer.global_step, time.monotonic()
+        if getattr(trainer.strategy, "shares", False):
+            trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+            self.sharing = trained >= SHARDED_FROM if self.sharded is None else self.sharded
+            if self.sharing and trainer.world_size > 1:
+                self.group = dist.new_group(backend="gloo")  # of its own, beside what the training does
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (loss := trainer.callback_metrics.get("validation/loss")) is not None:
@@ -106,9 +124,11 @@ class Checkpoints(Callback):
         self.saved_at, self.saved_when = trainer.global_step, time.monotonic()
         if self.measured and self.measured[0] == self.saved_at:
             self.losses[self.saved_at] = self.measured[1]
-        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        self.is_first = trainer.is_global_zero
+        with cast(Any, trainer.strategy).in_shares(True) if self.sharing else contextlib.nullcontext():
+            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         self.wait()
-        if trainer.is_global_zero and self.failure is None:
+        if (self.is_first or self.sharing) and self.failure is None:
             self.memory = copied(state, self.memory)
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
@@ -132,27 +152,38 @@ class Checkpoints(Callback):
         return self.failure is not None
 
     def write(self, state: dict[str, Any], step: int, best: list[int]) -> None:
-        """Raises UserError where the disk refuses."""
+        """Raises UserError where the disk refuses, on each process that writes."""
         began = time.perf_counter()
         path = self.directory / f"step-{step:08d}.ckpt"
         temporary = path.with_name(f"{path.name}{PARTIAL}")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                hashed = Hashed(file)
-                torch.save(state, cast(BinaryIO, hashed))
-                file.flush()
-                os.fsync(file.fileno())
+            if self.sharing:
+                digest = shares.write(state, temporary, self.group)
+            else:
+                with temporary.open("wb") as file:
+                    hashed = Hashed(file)
+                    torch.save(state, cast(BinaryIO, hashed))
+                    file.flush()
+                    os.fsync(file.fileno())
+                digest = hashed.sha.hexdigest()
+            if digest is None:
+                return  # rank 0 does the rest
             for logged in self.directory.parent.glob("*.jsonl"):
                 synchronize(logged)
-            write_atomic(path.with_suffix(".sha256"), hashed.sha.hexdigest())
+            if temporary.is_dir():
+                synchronize(temporary)
+            write_atomic(path.with_suffix(".sha256"), digest)
+            if temporary.is_dir() or path.is_dir():
+                remove(path)  # a damaged one, which was passed over
             temporary.replace(path)
             synchronize(self.directory)  # the names, before an older one goes: a power cut must not take both
             self.prune(path, best)
             log.info("step %d: its checkpoint was written in %.1f ms", step, 1e3 * (time.perf_counter() - began))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            if self.is_first:
+                with contextlib.suppress(OSError):
+                    remove(temporary)
             found = newest_step(self.directory)
             raise UserError(
                 f"The checkpoint of step {step} cannot be written to {self.directory}: {error.strerror or error}. Mend "
@@ -165,7 +196,7 @@ class Checkpoints(Callback):
         kept = {other for other in found if other <= path}
         kept = {*sorted(kept)[-self.keep :], *(other for other in kept if step_of(other) in best)}
         for other in set(found) - kept:
-            other.unlink()
+            remove(other)
             other.with_suffix(".sha256").unlink(missing_ok=True)
 
     def best_steps(self) -> list[int]:
@@ -179,7 +210,10 @@ class Checkpoints(Callback):
             log.warning("%s", self.failure)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.wait()
+        try:
+            self.wait()
+        except RuntimeError as error:  # another process has gone
+            log.warning("the last checkpoint was not finished: %s", error)
 
     def discard(self) -> None:
         """Of a run that is finished: all but the best."""
@@ -187,7 +221,7 @@ class Checkpoints(Callback):
             shutil.rmtree(self.directory, ignore_errors=True)
         for path in self.directory.glob("step-*.*"):
             if step_of(path) not in best:
-                path.unlink()
+                remove(path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": {str(step): loss for step, loss in self.losses.items()}} if self.best else {}
@@ -218,6 +252,8 @@ def copied(value: Any, into: Any = None) -> Any:
         if not isinstance(into, Tensor) or (into.shape, into.dtype) != (value.shape, value.dtype):
             into = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
         return into.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, Share):
+        return value.of(copied(value.own, into.own if isinstance(into, Share) else None))
     if isinstance(value, dict):
         earlier = into if isinstance(into, dict) else {}
         return {key: copied(entry, earlier.get(key)) for key, entry in value.items()}
@@ -246,16 +282,20 @@ def newest_step(directory: Path | None) -> int:
     return max(map(step_of, directory.glob("step-*.ckpt")), default=0) if directory else 0
 
 
-def newest(directory: Path) -> Path | None:
+def newest(directory: Path, contents: bool = True) -> Path | None:
     """The newest checkpoint whose checksum holds; a damaged one is passed over with a warning.
+
+    Args:
+        contents: read all of a folder too; else `load` has the processes share that.
 
     Raises:
         UserError: there are checkpoints and none is sound.
     """
     damaged: list[Path] = []
     for path in sorted(directory.glob("step-*.ckpt"), reverse=True):
-        expected = path.with_suffix(".sha256")
-        if expected.exists() and expected.read_bytes() == sha256(path).encode():
+        mark = path.with_suffix(".sha256")
+        expected = mark.read_text("latin-1") if mark.exists() else ""
+        if shares.is_whole(path, expected, contents) if path.is_dir() else sha256(path) == expected:
             for bad in damaged:
                 log.warning("%s is damaged; resuming from %s instead", bad, path.name)
             return path
@@ -266,3 +306,25 @@ def newest(directory: Path) -> Path | None:
             "start again with --force."
         )
     return None
+
+
+def load(path: Path, lazily: bool = False) -> dict[str, Any]:
+    """A checkpoint, file or folder, on the CPU. Collective, where there are several processes.
+
+    Args:
+        lazily: with an `athanor.shares.Stored` for each tensor that is in shares.
+
+    Raises:
+        shares.DamagedError: a folder is damaged, which `newest` no longer names.
+    """
+    if path.is_dir():
+        shares.verify(path, path.with_suffix(".sha256"))
+        return shares.load(path, lazily=lazily)
+    return cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+
+
+class Reader(TorchCheckpointIO):
+    """For Lightning's own strategies."""
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+        return load(Path(path)) if Path(path).is_dir() else super().load_checkpoint(path, *arguments, **keywords)

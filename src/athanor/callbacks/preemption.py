@@ -63,7 +63,7 @@ class Preemption(Callback):
 
     def unsaved(self) -> NoReturn:
         """Rank 0 says why."""
-        raise self.checkpoints.failure or SystemExit(2)
+        raise (self.checkpoints.failure if self.checkpoints.is_first else None) or SystemExit(2)
 
     def wanted(self, trainer: Trainer) -> int:
         """What this rank has to say: a signal's number, one of those above, or 0."""

@@ -3,7 +3,8 @@
 A collective in which one rank is missing keeps the others until its own time-out, half an hour or for ever, and then
 blames the network. Here a thread of each rank writes into the run's folder how far the rank has come, and that the
 thread is alive. Where a rank stands still for long it compares: one whose thread is silent too is stopped, dead, or cut
-off; else the one that has come least far is what the others wait for. A rank that rank 0 has started ends with it.
+off; else the one that has come least far is what the others wait for. A rank ends with rank 0 or torchrun, if that has
+started it.
 
 Time is counted in turns of the thread, not by a clock, so that a training which is suspended as a whole is not ended
 when it goes on.
@@ -111,10 +112,10 @@ class Watchdog(Callback):
 
     def watch(self) -> None:
         assert self.seconds is not None
-        before, still, child = -1, 0, False
+        before, still, child = -1, 0, "TORCHELASTIC_RUN_ID" in os.environ
         others: dict[int, tuple[dict[str, Any], int]] = {}  # what each rank said last, and for how many turns
         while not self.over.wait(self.turn):
-            if child and os.getppid() != self.starter:  # rank 0 had started this one, and is dead
+            if child and os.getppid() != self.starter:  # which is dead
                 os._exit(1)
             child = child or (self.rank > 0 and self.heard(0, None)[0].get("pid") == self.starter)
             self.beats += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,18 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """As `write_atomic`, indented, keys in the order given."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder, which first gets a temporary's name: it is never half there under its own."""
+    if path.is_dir():
+        gone = path if path.name.endswith(PARTIAL) else path.with_name(f"{path.name}.old{PARTIAL}")
+        if gone != path:
+            shutil.rmtree(gone, ignore_errors=True)
+            path.replace(gone)
+        shutil.rmtree(gone)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -24,7 +24,7 @@ from athanor.errors import UserError
 from athanor.progress import Progress
 from athanor.runs import manifest as facts
 from athanor.runs.context import METRICS, RunContext, rank, write_table
-from athanor.runs.files import PARTIAL, Hashes, write_atomic, write_json
+from athanor.runs.files import PARTIAL, Hashes, remove, write_atomic, write_json
 from athanor.runs.lock import NAME as LOCK
 from athanor.runs.lock import locked
 from athanor.runs.run import MANIFEST, Run, list_runs, open_run
@@ -218,8 +218,9 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool, callbacks:
             write_table(directory)
             manifest["outputs"] = _outputs(directory)
     except BaseException as error:
-        for path in directory.rglob(f"*{PARTIAL}"):
-            path.unlink(missing_ok=True)
+        for path in list(directory.rglob(f"*{PARTIAL}")):
+            with contextlib.suppress(OSError):
+                remove(path)
         trained = experiment.kind == "train" and (directory / METRICS).exists()
         if isinstance(error, UserError) and not trained and not any((directory / "checkpoints").glob("*")):
             _remove(directory)
@@ -294,7 +295,7 @@ def _outputs(directory: Path) -> dict[str, dict[str, Any]]:
 def _clear(directory: Path, *, resume: bool) -> None:
     """Make room for an attempt. A training that resumes keeps all but half-written files; others start over."""
     for path in list(directory.rglob(f"*{PARTIAL}")) if resume else list(directory.iterdir()):
-        if path.name in (LOCK, slurm.CLAIM) or (resume and not path.is_file()):
+        if path.name in (LOCK, slurm.CLAIM) or not (path.exists() or path.is_symlink()):
             continue
         if path.is_dir():
             shutil.rmtree(path)
