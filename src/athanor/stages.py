@@ -437,18 +437,25 @@ class Pipeline(Sharded):
         names = {id(parameter): name for name, parameter in self.named(networks(self.algorithm))}
         return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
+    def described(self, name: str, value: Any) -> tuple[torch.Size | None, torch.dtype | None, Any]:
+        """(whole shape, dtype, None) of a tensor that an optimizer keeps; (None, None, value) of anything else."""
+        if not isinstance(value, Tensor):
+            return None, None, value
+        shape = list(value.shape)
+        if shape and name in self.cuts:
+            shape[self.cuts[name]] *= self.tensor_parallel
+        return torch.Size(shape), value.dtype, None
+
     def full_optimizer(self, optimizer: Optimizer) -> dict[str, Any]:
         state, names = optimizer.state_dict(), self._names(optimizer)
-        mine = {number: {key: described(value) for key, value in entries.items()}
+        mine = {number: {key: self.described(names[number], value) for key, value in entries.items()}
                 for number, entries in state["state"].items()}  # fmt: skip
         known: list[Any] = [None] * self.processes
         dist.all_gather_object(known, mine, group=self.pipeline)
-        shapes = {name: parameter.shape for name, parameter in self.named(self.plain)}
         whole: dict[int, dict[str, Any]] = {}
         for number, name in enumerate(names):
             for key, (shape, dtype, value) in known[self.holder(name)].get(number, {}).items():
                 if shape is not None:
-                    shape = shapes[name] if name in self.cuts and shape else shape
                     value = self.passed_on(name, state["state"].get(number, {}).get(key), shape, dtype).cpu()
                 if self.is_global_zero:
                     whole.setdefault(number, {})[key] = value
@@ -524,11 +531,6 @@ def hold_pieces(module: nn.Module) -> dict[str, Any]:
     for name, parameter in found.items():
         module._parameters[name] = nn.Parameter(parameter.to_local().detach(), requires_grad=parameter.requires_grad)
     return {name: parameter.placements[0] for name, parameter in found.items()}
-
-
-def described(value: Any) -> tuple[torch.Size | None, torch.dtype | None, Any]:
-    """(shape, dtype, None) of a tensor; (None, None, value) of anything else."""
-    return (value.shape, value.dtype, None) if isinstance(value, Tensor) else (None, None, value)
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
