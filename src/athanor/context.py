@@ -1,16 +1,15 @@
 """Context parallelism: neighbouring processes each have some of the tokens of the same rows, and of all that is
 computed of them; only attention needs the others', whose keys and values it gathers (Llama 3, Grattafiori et al. 2024,
-arXiv:2407.21783, section 3.3.2). With few key-value heads these are small beside the activations.
+arXiv:2407.21783, section 3.3.2), or lets go round a ring (`athanor.ring`). With few key-value heads these are small
+beside the activations; the ring is for rows whose mask and whose keys of all processes are not.
 
 Each process takes two pieces of a row, one from its beginning and one from its end, so that all have as many earlier
 tokens to look at. Parameters are sharded over all processes by FSDP2.
-
-torch's own context_parallel passes keys and values around a ring instead. It is made for CUDA's attention kernels only,
-and for one causal document a row; rows of packed documents need a mask.
 """
 
+import math
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -22,8 +21,11 @@ from athanor.algorithms.pretraining import Pretraining
 from athanor.algorithms.sft import SFT
 from athanor.batches import IGNORED
 from athanor.errors import UserError
+from athanor.functional import computing_dtype
+from athanor.models.attention import SelfAttention
 from athanor.models.patterns import Full
 from athanor.models.transformer import Transformer
+from athanor.ring import GRAIN, Ring, attend
 from athanor.strategies import FSDP2
 
 PADDING = {"labels_BT": IGNORED, "documents_BT": -1}  # of what makes a row divide; 0 else
@@ -33,15 +35,18 @@ class ContextParallel(FSDP2):
     """
     Args:
         parts: processes that share the tokens of a row. They divide all processes.
+        attention: gather all keys and values of a layer at once, or take them block by block from a ring.
     """
 
     compiles = False
 
-    def __init__(self, parts: int = 2):
+    def __init__(self, parts: int = 2, attention: Literal["gather", "ring"] = "gather"):
         if parts < 2:
             raise UserError("strategy.parts must be at least 2.")
+        if attention not in ("gather", "ring"):
+            raise UserError(f"strategy.attention={attention} must be gather or ring.")
         super().__init__()
-        self.parts = parts
+        self.parts, self.attention = parts, attention
         self.among: Any = None
         self.columns, self.order = torch.empty(0), torch.empty(0)  # of a row: this process's, and those of all
         self.documents_BT: Tensor | None = None
@@ -78,14 +83,23 @@ class ContextParallel(FSDP2):
             raise UserError("Rows are shared by decoders without position biases and experts; choose strategy=fsdp2.")
         if any(not isinstance(pattern, Full) for pattern in model.patterns):
             raise UserError("Rows are not shared where attention is sparse; choose strategy=fsdp2.")
+        if self.attention == "ring" and (model.attention_dropout or model.attention.softcap):
+            raise UserError(
+                "In a ring, attention has neither dropout nor capped scores; set strategy.attention=gather, or "
+                "model.dropout=0."
+            )
 
     def shard(self, algorithm: Algorithm) -> None:
         shape = (self.replicas, self.parts)
         self.among = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("rows", "part"))["part"].get_group()
         trunk = cast(Any, algorithm.model)
         trunk.hidden_states = partial(self.hidden_states, trunk.hidden_states)
+        ring = Ring(self.among)
         for block in trunk.blocks:
-            block.attention.attended = partial(self.attended, block.attention.attended)
+            own = block.attention
+            own.attended = (
+                partial(self.in_ring, own, ring) if self.attention == "ring" else partial(self.attended, own.attended)
+            )
         super().shard(algorithm)
 
     # --- rows -----------------------------------------------------------------------------------------------------
@@ -93,7 +107,8 @@ class ContextParallel(FSDP2):
     def cut(self, batch: Any) -> Any:
         """This process's tokens of a batch, and notes what they are among."""
         length, pieces = batch.tokens_BT.shape[1], 2 * self.parts
-        columns = torch.arange(-(-length // pieces) * pieces, device=batch.tokens_BT.device).chunk(pieces)
+        grain = pieces * (GRAIN[self.root_device.type] if self.attention == "ring" else 1)
+        columns = torch.arange(-(-length // grain) * grain, device=batch.tokens_BT.device).chunk(pieces)
         own = [torch.cat((columns[part], columns[pieces - 1 - part])) for part in range(self.parts)]
         self.columns, self.order = own[self.part], torch.cat(own)
         whole = {
@@ -108,12 +123,15 @@ class ContextParallel(FSDP2):
         **where: Any,
     ) -> Tensor:  # fmt: skip
         """In the place of the network's own, `whole`, which would take the tokens for a row."""
-        allowed_BTS = (self.order <= self.columns[:, None])[None]
-        if self.documents_BT is not None:
-            ours_BT, all_BS = self.documents_BT[:, self.columns], self.documents_BT[:, self.order]
-            allowed_BTS = allowed_BTS & (ours_BT[:, :, None] == all_BS[:, None])
+        mask = None
+        if self.attention == "gather":
+            allowed_BTS = (self.order <= self.columns[:, None])[None]
+            if self.documents_BT is not None:
+                ours_BT, all_BS = self.documents_BT[:, self.columns], self.documents_BT[:, self.order]
+                allowed_BTS = allowed_BTS & (ours_BT[:, :, None] == all_BS[:, None])
+            mask = allowed_BTS[:, None]
         positions_BT = self.columns[None] if positions_BT is None else positions_BT
-        states_BTD: Tensor = whole(tokens_BT, positions_BT=positions_BT, mask=allowed_BTS[:, None], **where)
+        states_BTD: Tensor = whole(tokens_BT, positions_BT=positions_BT, mask=mask, **where)
         return states_BTD
 
     def attended(
@@ -123,6 +141,20 @@ class ContextParallel(FSDP2):
         all_P2BKTC = Gathered.apply(torch.stack((key_BKTC, value_BKTC)), self.among)
         key_BKSC, value_BKSC = all_P2BKTC.movedim(0, 3).flatten(3, 4)
         attended_BTD: Tensor = whole(query_BHTC, key_BKSC, value_BKSC, mask, causal)
+        return attended_BTD
+
+    def in_ring(
+        self, module: SelfAttention, ring: Ring, query_BHTC: Tensor, key_BKTC: Tensor, value_BKTC: Tensor, mask: Any,
+        causal: bool,
+    ) -> Tensor:  # fmt: skip
+        """In the place of the same."""
+        query, key, value = (x.to(computing_dtype(x)) for x in (query_BHTC, key_BKTC, value_BKTC))
+        scale = 1 / math.sqrt(module.channels) if module.scale is None else module.scale
+        documents_NBT = None
+        if self.documents_BT is not None:
+            documents_NBT = torch.stack(self.documents_BT[:, self.order].chunk(self.parts, 1))
+        out_BHTC = attend(query, key, value, documents_NBT, ring, scale)
+        attended_BTD: Tensor = module.out(out_BHTC.transpose(1, 2).flatten(2))
         return attended_BTD
 
     # --- steps ----------------------------------------------------------------------------------------------------

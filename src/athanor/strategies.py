@@ -85,7 +85,7 @@ def check(trainer: Trainer, algorithm: Algorithm) -> None:
     probe = algorithm.make_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}])
     if not strategy.keeps_matrices and isinstance(probe, WHOLE):
         raise UserError(
-            f"{strategy} gives an optimizer pieces of flattened parameters, but {type(probe).__name__} needs whole "
+            f"{strategy} gives an optimizer pieces of parameters, but {type(probe).__name__} needs whole "
             "matrices; choose strategy=ddp or strategy=fsdp2, or optimizer=adamw."
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

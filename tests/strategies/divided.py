@@ -1,12 +1,16 @@
 """Trains in stages, or with rows in parts, in so many processes, what `matrix.py` trains by other strategies.
 
-python divided.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of single|STAGESxTURNS|contextPARTS PROCESSES CELL...
+python divided.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of single|STAGESxTURNS[xTENSOR]|contextPARTS[-ring]
+PROCESSES CELL...
 
 A cell is ALGORITHM/KIND, KIND an optimizer or what else is not as usual. OUTPUT/LAYOUT-PROCESSES/RANK.pt holds for
 each: metrics and whole final weights (rank 0), samples, and numbers held; or the sentence that refuses it. `stop/CELL`
-saves LAYOUT-PROCESSES/ALGORITHM-KIND.ckpt in the middle; `from/FOLDER/CELL` goes on from that of FOLDER.
+saves LAYOUT-PROCESSES/ALGORITHM-KIND.ckpt in the middle; `from/FOLDER/CELL` goes on from that of FOLDER. `ring/causal`
+and `ring/packed` compare attention in a ring of all processes with that of one: the largest differences of the output
+and of the gradients of queries, keys and values, and the numbers of scores that this process worked out.
 """
 
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,10 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import matrix
 import torch
+import torch.distributed as dist
 from lightning import Callback
 from matrix import BATCH, OPTIMIZERS, held, watched, whole_weights
 from test_invariance import Tokens, sequences
+from torch.nn.functional import scaled_dot_product_attention
 
+from athanor import ring
 from athanor.acceleration import accelerate
 from athanor.algorithms.base import Algorithm
 from athanor.algorithms.dpo import DPO
@@ -33,6 +40,7 @@ from athanor.data.instructions import Conversations
 from athanor.data.preferences import Pairs
 from athanor.data.pretraining import PackedRows
 from athanor.errors import UserError
+from athanor.models.attention import packed_mask
 from athanor.models.heads import ScalarModel
 from athanor.schedules import cosine
 from athanor.stages import Pipeline
@@ -56,10 +64,42 @@ def make(name: str, kind: str) -> tuple[Algorithm, Data]:
     if name == "sft":  # micro-batches of all lengths
         return SFT(model, *arguments), given(lambda: Conversations(sequences(23, 1), 0))
     if name == "dpo":
+        shape |= {"other": {"hidden": 96}}.get(kind, {})
         return DPO(model, *arguments, reference=decoder(29, 7, **shape), beta=0.2), pairs
     scorer = ScalarModel(model, likelihood=kind == "likelihood")
     torch.nn.init.normal_(scorer.head.weight, std=0.3)
     return RewardModeling(scorer, *arguments), pairs
+
+
+def compare_ring(world: int, rank: int, packed: bool) -> dict[str, Any]:
+    rows, heads, kv_heads, tokens, channels = 2, 4, 2, 16 * world, 8
+    torch.manual_seed(0)
+    query, key, value, slope = (torch.randn(rows, h, tokens, channels) for h in (heads, kv_heads, kv_heads, heads))
+    documents_BT = torch.tensor([[0] * 5 + [1] * (tokens - 5), [0] * (tokens // 2) + [1] * (tokens // 2)])
+    allowed = packed_mask(documents_BT if packed else documents_BT * 0)
+    whole = [x.clone().requires_grad_() for x in (query, key, value)]
+    expected = scaled_dot_product_attention(*whole, attn_mask=allowed, scale=0.3, enable_gqa=True)
+    expected.backward(slope)
+    pieces = torch.arange(tokens).chunk(2 * world)
+    places = [torch.cat((pieces[part], pieces[2 * world - 1 - part])) for part in range(world)]
+    own = [x[:, :, places[rank]].clone().requires_grad_() for x in (query, key, value)]
+    scores = []
+    looked_up = ring.looked_up
+
+    def counted(query: Any, others: Any, *rest: Any) -> Any:
+        scores.append(query.shape[2] * others[0].shape[2])
+        return looked_up(query, others, *rest)
+
+    if not dist.is_initialized():  # by a training before
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+    ring.looked_up = counted
+    documents = torch.stack([documents_BT[:, place] for place in places]) if packed else None
+    found = ring.attend(*own, documents, ring.Ring(dist.group.WORLD), 0.3)
+    found.backward(slope[:, :, places[rank]])
+    ring.looked_up = looked_up
+    pairs = [(expected, found), *((x.grad, y.grad) for x, y in zip(whole, own))]
+    far = [float((x[:, :, places[rank]] - y).abs().max() / x.abs().max()) for x, y in pairs]
+    return {"far": far, "scores": sum(scores), "sizes": [float(x.abs().max()) for x, _ in pairs]}
 
 
 def train(layout: str, world: int, rank: int, given: Any, output: Path, words: list[str]) -> None:
@@ -67,15 +107,19 @@ def train(layout: str, world: int, rank: int, given: Any, output: Path, words: l
     results: dict[Any, dict] = {}
     for word in words:
         *before, name, kind = word.split("/")
+        if name == "ring":
+            results[word] = compare_ring(world, rank, kind == "packed")
+            continue
         algorithm, data = make(name, kind)
         chosen: Pipeline | ContextParallel | None = None
         replicas = 1
         if layout.startswith("context"):
-            chosen = ContextParallel(int(layout.removeprefix("context")))
+            parts, _, attention = layout.removeprefix("context").partition("-")
+            chosen = ContextParallel(int(parts), "ring" if attention else "gather")
             replicas = world // chosen.parts
         elif layout != "single":
-            stages, turns = map(int, layout.split("x"))
-            chosen, replicas = Pipeline(stages, turns), world // stages
+            stages, turns, *tensor = map(int, layout.split("x"))
+            chosen, replicas = Pipeline(stages, turns, *tensor), world // math.prod((stages, *tensor))
         settings: dict[str, Any] = {}
         if before[:1] == ["stop"]:
             settings = {"stop": STOP, "save": output / f"{name}-{kind}.ckpt"}

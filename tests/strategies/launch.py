@@ -22,6 +22,12 @@ MATRIX = (
     ("ddp", 2), ("fsdp", 2), ("fsdp2", 2), ("fsdp2_tp", 2), ("deepspeed_zero1", 2), ("deepspeed_zero2", 2),
     ("deepspeed_zero3", 2), ("zero3_offload", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("hsdp", 4),
 )  # fmt: skip
+# what divides a network's layers, or rows; `test_divided.py` has more about it
+DIVIDED = (
+    ("pipeline", 2), ("pipeline_interleaved", 2), ("context", 2), ("pipeline", 4), ("pipeline.stages=4", 4),
+    ("pipeline_interleaved", 4), ("pipeline.tensor_parallel=2", 4), ("context", 4), ("context.parts=4", 4),
+    ("context.attention=ring", 2), ("context.attention=ring.parts=4", 4),
+)  # fmt: skip
 # whose checkpoints are exchanged: whole, in flattened pieces, in rows, in another order, whole with split states
 FORMS = (
     ("single", 1), ("ddp", 2), ("fsdp", 2), ("fsdp2", 2), ("fsdp2", 4), ("fsdp2_tp", 4), ("deepspeed_zero2", 2),

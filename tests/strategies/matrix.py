@@ -5,8 +5,9 @@ python matrix.py TOKENIZER PROMPTS OUTPUT     then on stdin lines of STRATEGY PR
 The imports are done once, and the processes forked. Each answers with a line `done`, or `failed` and what was said.
 OUTPUT/STRATEGY-PROCESSES/RANK.pt holds, for each (algorithm, accumulation, kind): metrics and whole final weights
 (rank 0), the samples in the order in which this rank took them, and how many numbers of parameters and optimizer states
-it held; for ("again", algorithm) those weights after a stop in the middle and a start from the checkpoint, which is
-OUTPUT/STRATEGY-PROCESSES/ALGORITHM.ckpt; and for ("from single", algorithm) after a start from that of `single 1`.
+it held, or the sentence by which the strategy refuses it; for ("again", algorithm) those weights after a stop in the
+middle and a start from the checkpoint, which is OUTPUT/STRATEGY-PROCESSES/ALGORITHM.ckpt; and for
+("from single", algorithm) after a start from that of `single 1`.
 
 WHAT limits that to algorithms, or to single things such as `dpo/4/adamw` or `again/dpo`. `kill/dpo` does something
 else: it trains dpo/4/adamw with checkpoints, kills all processes by SIGKILL once there are some, and starts them again;
@@ -19,6 +20,7 @@ after it (rank 0).
 
 import faulthandler
 import json
+import math
 import multiprocessing
 import os
 import socket
@@ -54,6 +56,7 @@ from athanor.data.instructions import Conversations
 from athanor.data.preferences import Pairs
 from athanor.data.pretraining import PackedRows
 from athanor.data.prompts import PromptData
+from athanor.errors import UserError
 from athanor.models.heads import ScalarModel
 from athanor.optimizers import LAMB, Lion, MuonWithAdamW, schedule_free_adamw
 from athanor.schedules import cosine
@@ -61,6 +64,7 @@ from small import REPOSITORY, Given, decoder, fit, optimizer
 
 ALGORITHMS = ("pretraining", "sft", "reward", "dpo", "ppo")
 STEPS, BATCH = 6, 16
+LAYERS = {"ppo": 2}  # no stages for it
 PATIENCE = 1800  # seconds; then a process says where it hangs, and ends
 OPTIMIZERS = {
     "adamw": optimizer(3e-3, betas=(0.9, 0.95), eps=1e-6, fused=True),
@@ -81,7 +85,9 @@ EXTRAS = {
 
 
 def strategy(name: str, precision: str = "32-true", **changes: Any) -> Any:
-    """As the file of that name in configs/strategy has it."""
+    """As the file of that name in configs/strategy has it; a name may be `pipeline.stages=4`."""
+    name, *others = name.split(".")
+    changes |= {key: int(value) if value.isdigit() else value for key, _, value in (x.partition("=") for x in others)}
     node = yaml.safe_load((REPOSITORY / "configs/strategy" / f"{name}.yaml").read_text())
     node = node["strategy"] if "_target_" not in node else {**node, **changes}
     if isinstance(node, dict) and node.get("stage") == 3:
@@ -89,9 +95,25 @@ def strategy(name: str, precision: str = "32-true", **changes: Any) -> Any:
     return strategies.make({"strategy": node, "precision": precision, "cluster": {"devices": 1, "nodes": 1}})
 
 
+def orthogonalised(grad: torch.Tensor, coefficients: tuple[float, ...], steps: int, eps: float) -> torch.Tensor:
+    """Muon's iterations, in float64: torch's are in bfloat16 and make of rounding alone a new direction, so that no two
+    splittings of a sum end with the same weights.
+    """
+    a, b, c = coefficients
+    x = (grad.mT if grad.shape[0] > grad.shape[1] else grad).double()
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if grad.shape[0] > grad.shape[1] else x).to(grad.dtype)
+
+
+torch.optim._muon._zeropower_via_newtonschulz = orthogonalised  # type: ignore[attr-defined]
+
+
 def make(name: str, kind: str, tokenizer: str, prompts: str) -> tuple[Algorithm, Data]:
     """The same weights and samples every time."""
-    shape: dict[str, Any] = {"kv_heads": 2, "heads": 4, "width": 48, "hidden": 64}
+    shape: dict[str, Any] = {"kv_heads": 2, "heads": 4, "width": 48, "hidden": 64, "layers": LAYERS.get(name, 4)}
     arguments: tuple = (OPTIMIZERS.get(kind, OPTIMIZERS["adamw"]), partial(cosine, warmup_steps=2))
 
     def network(seed: int, vocabulary: int = 29) -> nn.Module:
@@ -162,8 +184,9 @@ def whole_weights(algorithm: Algorithm) -> dict[str, torch.Tensor]:
 
 
 def micro_batch(chosen: Any, world: int, accumulation: int) -> int:
-    """The micro-batch of a process."""
-    return BATCH // (world // getattr(chosen, "tensor_parallel", 1)) // accumulation
+    """The micro-batch of a process, or of those that share one."""
+    shared = math.prod(getattr(chosen, name, 1) for name in ("tensor_parallel", "processes", "parts"))
+    return BATCH // (world // shared) // accumulation
 
 
 RESUMED = ("dpo", "ppo")  # a frozen network; four networks, two parts, rollouts and a buffer
@@ -187,10 +210,14 @@ def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path
             accelerate(algorithm, {"recompute": "full", "compile": False}, "cpu", 1.0, output)
         chosen = strategy(name)
         seen = watched(data)
-        metrics = fit(
-            algorithm, data, steps=STEPS, batch=BATCH, micro=micro_batch(chosen, world, cell[1]), clip=0.5, world=world,
-            strategy=chosen, validate_every=2, callbacks=beside,
-        )  # fmt: skip
+        try:
+            metrics = fit(
+                algorithm, data, steps=STEPS, batch=BATCH, micro=micro_batch(chosen, world, cell[1]), clip=0.5,
+                world=world, strategy=chosen, validate_every=2, callbacks=beside,
+            )  # fmt: skip
+        except UserError as error:
+            results[cell] = {"refused": str(error)}
+            continue
         results[cell] = {"held": held(algorithm), "seen": seen, "weights": whole_weights(algorithm)}
         if rank == 0:
             results[cell]["metrics"] = metrics.history
@@ -257,6 +284,17 @@ def train(name: str, world: int, rank: int, given: tuple[str, str], output: Path
                 "logits": taken.logits, "expected": said(alone.model), "weights": weights, "metrics": metrics.history,
             }  # fmt: skip
     torch.save(results, output / f"{rank}.pt")
+
+
+def preload(name: str) -> None:
+    """What a strategy imports late, once for all processes."""
+    import torch.distributed.fsdp
+    import torch.distributed.pipelining
+    import torch.distributed.tensor.parallel  # noqa: F401
+
+    if "zero" in name:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # in seconds: it compiles as it is imported
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -339,6 +377,7 @@ def main(tokenizer: str, prompts: str, output: str) -> None:
         name, count, *only = line.split()
         world, folder = int(count), Path(output) / f"{name}-{count}"
         folder.mkdir(exist_ok=True)
+        preload(name)
         given = (tokenizer, prompts)
         for word in [word for word in only if word.startswith("kill/")]:
             saved = folder / f"{word.removeprefix('kill/')}-checkpoints"

@@ -61,13 +61,13 @@ def test_what_goes_beside_it_changes_nothing(strategy, world, trained):
 
 @pytest.mark.parametrize(("strategy", "world"), [("ddp", 2), ("fsdp2", 2), ("fsdp2", 4), ("hsdp", 4)])
 def test_muon_sees_whole_matrices(strategy, world, trained):
-    """Its iterations are in bfloat16 and make all directions of a gradient as long as the longest, those too that are
-    but rounding; pieces of matrices would give something else.
+    """Pieces of matrices would give something else. Here the iterations are in float64: in bfloat16 they make all
+    directions of a gradient as long as the longest, those too that are but rounding, and weights end 1e-2 apart.
     """
     cell = ("pretraining", 1, "muon")
     far = difference(trained("single", 1)[0][cell], trained(strategy, world)[0][cell])
-    assert far.loss < 1e-4, far
-    assert far.weights < 0.1, far
+    assert far.loss < 1e-5, far
+    assert far.weights < 5e-5, far
 
 
 @pytest.mark.parametrize(("strategy", "world"), MATRIX, ids=[f"{name}-{world}" for name, world in MATRIX])
@@ -83,7 +83,16 @@ def test_started_again_from_a_checkpoint_it_ends_with_the_same_bits(algorithm, s
 @pytest.mark.parametrize(("strategy", "world"), MATRIX, ids=[f"{name}-{world}" for name, world in MATRIX])
 def test_killed_and_started_again_it_ends_with_the_same_bits(strategy, world, trained):
     """All processes by SIGKILL, wherever they are after the second checkpoint."""
-    expected, found = trained(strategy, world)[0]["dpo", 4, "adamw"], trained(strategy, world, "kill/dpo")[0]
+    assert_killed_ends_as(trained(strategy, world)[0]["dpo", 4, "adamw"], trained(strategy, world, "kill/dpo")[0])
+
+
+@pytest.mark.parametrize(("strategy", "world"), [("pipeline_interleaved", 2), ("pipeline.tensor_parallel=2", 4)])
+def test_a_pipeline_killed_and_started_again_ends_with_the_same_bits(strategy, world, trained):
+    expected = trained(strategy, world, "dpo/4/adamw")[0]["dpo", 4, "adamw"]
+    assert_killed_ends_as(expected, trained(strategy, world, "kill/dpo")[0])
+
+
+def assert_killed_ends_as(expected: dict, found: dict) -> None:
     assert 2 <= found["killed", "dpo"]["step"] < 6
     weights = found["killed", "dpo"]["weights"]
     assert weights.keys() == expected["weights"].keys()

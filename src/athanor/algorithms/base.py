@@ -37,6 +37,7 @@ class Algorithm(LightningModule):
 
     trains: Literal["language model", "reward model", "encoder", "encoder-decoder"] = "language model"
     fixed_shapes = False  # whether all batches of training are of one shape
+    asks_first = False  # whether a step asks each network once for hidden states, `model` last, and then reads them
 
     def __init__(
         self,
@@ -289,13 +290,30 @@ class Algorithm(LightningModule):
             self.report(metrics)
 
 
-def response_logps(model: nn.Module, tokens_BT: Tensor, labels_BT: Tensor, *, temperature: float = 1.0) -> Tensor:
+def response_states(model: nn.Module, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
+    """Hidden states for `response_logps`, [B, T, D]."""
+    states_BTD: Tensor = model.hidden_states(tokens_BT, valid_BT=up_to_last_label(labels_BT))  # type: ignore[operator]
+    return states_BTD
+
+
+def response_logps(
+    model: nn.Module,
+    tokens_BT: Tensor,
+    labels_BT: Tensor,
+    states_BTD: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+) -> Tensor:
     """log p(label) of each labelled position, float32 [B, T], 0 elsewhere; logits are made for labelled positions
     only.
+
+    Args:
+        states_BTD: the model's `response_states` where they are there already.
     """
 
     def to_logits(hidden: Tensor) -> Tensor:
         return model.logits(hidden).float() / temperature  # type: ignore[operator]
 
-    hidden_BTD = model.hidden_states(tokens_BT, valid_BT=up_to_last_label(labels_BT))  # type: ignore[operator]
-    return labelled_logps(hidden_BTD, labels_BT, to_logits)
+    if states_BTD is None:
+        states_BTD = response_states(model, tokens_BT, labels_BT)
+    return labelled_logps(states_BTD, labels_BT, to_logits)

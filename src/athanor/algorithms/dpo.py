@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from athanor.algorithms.base import Algorithm, response_logps
+from athanor.algorithms.base import Algorithm, response_logps, response_states
 from athanor.algorithms.reward import pair_accuracy
 from athanor.batches import IGNORED, PreferenceBatch
 from athanor.models import require_language_model
@@ -46,6 +46,7 @@ class DPO(Algorithm):
     """
 
     reference: nn.Module
+    asks_first = True
 
     def __init__(self, model, optimizer, schedule, reference: nn.Module, beta: float, likelihood_weight: float = 0.0):
         if beta <= 0:
@@ -60,8 +61,11 @@ class DPO(Algorithm):
         tokens = torch.cat((batch.chosen_BT, batch.rejected_BT))
         labels = torch.cat((batch.chosen_labels_BT, batch.rejected_labels_BT))
         with torch.no_grad():
-            ref_chosen_B, ref_rejected_B = response_logps(self.reference, tokens, labels).sum(-1).chunk(2)
-        chosen_B, rejected_B = response_logps(self.model, tokens, labels).sum(-1).chunk(2)
+            ref_BTD = response_states(self.reference, tokens, labels)
+        states_BTD = response_states(self.model, tokens, labels)
+        with torch.no_grad():
+            ref_chosen_B, ref_rejected_B = response_logps(self.reference, tokens, labels, ref_BTD).sum(-1).chunk(2)
+        chosen_B, rejected_B = response_logps(self.model, tokens, labels, states_BTD).sum(-1).chunk(2)
         loss_B = dpo_loss(chosen_B, rejected_B, ref_chosen_B, ref_rejected_B, beta=self.beta)
         nll_B = -chosen_B / (batch.chosen_labels_BT != IGNORED).sum(-1)
         rewards_chosen_B = self.beta * (chosen_B - ref_chosen_B).detach()

@@ -5,6 +5,7 @@ Matrices that are stored joined (query-key-value, gate-up) would be cut in the w
 stored in another order on the split model: for each device its part of the first matrix, then of the second, and so on.
 """
 
+from collections.abc import Collection
 from itertools import accumulate
 
 import torch
@@ -66,18 +67,22 @@ def row_orders(model: nn.Module, ways: int) -> dict[str, Tensor]:
     }
 
 
-def parallelize(model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
+def parallelize(model: nn.Module, mesh: DeviceMesh, layers: Collection[int] | None = None) -> dict[str, Tensor]:
     """Splits the layers of a decoder, in place, over a mesh of one dimension; returns the `row_orders`, by which the
     rows of the split parameters are those of the whole ones.
+
+    Args:
+        layers: numbers of those that are split. Default all.
     """
     ways = mesh.size()
     check(model, ways)
-    orders = row_orders(model, ways)
+    blocks = {f"blocks.{i}.": block for i, block in enumerate(model.blocks) if layers is None or i in layers}  # type: ignore[arg-type]
+    orders = {name: order for name, order in row_orders(model, ways).items() if name.startswith(tuple(blocks))}
     with torch.no_grad():
         for name, order in orders.items():
             parameter = model.get_parameter(name)
             parameter.copy_(parameter[order.to(parameter.device)])
-    for layer in model.blocks:  # type: ignore[union-attr]
+    for layer in blocks.values():
         attention = layer.attention
         plan = {"attention.qkv": ColwiseParallel(), "attention.out": RowwiseParallel()}
         if attention.normed:  # of each head: the gradient of the scale is the sum over the heads of all devices

@@ -388,11 +388,11 @@ class Transformer(nn.Module):
         sizes = self.sizes
         return KeyValueCache(sizes.layers, rows, sizes.kv_heads, capacity, sizes.channels, like=self.embedding.weight)
 
-    def parallelize(self, mesh: DeviceMesh) -> dict[str, Tensor]:
+    def parallelize(self, mesh: DeviceMesh, layers: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Splits the layers over devices that work on the same tokens; see `athanor.models.parallel`."""
         from athanor.models import parallel
 
-        return parallel.parallelize(self, mesh)
+        return parallel.parallelize(self, mesh, layers)
 
     # --- experts --------------------------------------------------------------------------------------------------
 
