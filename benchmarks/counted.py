@@ -9,11 +9,11 @@ from lightning import Callback
 
 
 class Counted(Callback):
-    """A line a batch: its step, and a hash for each of its rows. Attempts add to the same file, $COUNTED, and take
-    nothing back.
+    """A line a batch: its step, and a hash for each of its rows. A rank's attempts add to the same file,
+    $COUNTED.<rank>, and take nothing back.
     """
 
     def on_train_batch_end(self, trainer: Any, algorithm: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         rows = [hashlib.sha256(row.cpu().numpy().tobytes()).hexdigest()[:12] for row in batch.tokens_BT]
-        with Path(os.environ["COUNTED"]).open("a") as file:
+        with Path(f"{os.environ['COUNTED']}.{trainer.global_rank}").open("a") as file:
             file.write(" ".join((str(trainer.global_step), *rows)) + "\n")
