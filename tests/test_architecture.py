@@ -26,6 +26,7 @@ STOREYS = [
         "diagnosis",
         "linear_cross_entropy",
         "keys",
+        "lean",
         "ring",
         "progress",
         "signals",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from athanor import signals, slurm
+from athanor import lean, signals, slurm
 from athanor.errors import UserError
 from athanor.progress import Progress
 from athanor.runs import manifest as facts
@@ -243,8 +243,8 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool, callbacks:
 
 def _job(experiment: Experiment, context: RunContext) -> dict[str, float]:
     if experiment.kind == "train":
-        from athanor.train import fit
-
+        with lean.imports() if "torchmetrics." not in str(experiment.config) else contextlib.nullcontext():
+            from athanor.train import fit
         return fit(experiment, context)
     from athanor.config import build
 
