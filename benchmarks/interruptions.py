@@ -17,6 +17,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,14 +43,14 @@ from slurm_project import (  # noqa: E402
 )
 
 STEPS, BATCH, CHECKPOINT = 800, 8, 10
-MOST = 30  # steps until the next interruption
+MOST = 20  # steps until the next interruption
 KINDS = {
+    "power": "a node without power: slurmd and all processes killed",
+    "KILL": "SIGKILL of a rank",
+    "down": "a node set down",
     "USR1": "SIGUSR1, as before the end of its time",
     "TERM": "SIGTERM to the job",
     "rival": "preempted by a job of a higher partition",
-    "KILL": "SIGKILL of a rank",
-    "down": "a node set down",
-    "power": "a node without power: slurmd and all processes killed",
 }
 SUDDEN = ("KILL", "down", "power")  # without notice
 
@@ -71,9 +72,9 @@ def main() -> None:
         "",
         f"`python benchmarks/interruptions.py --times {given.times} --seed {given.seed}`: {STEPS} steps of {BATCH} "
         f"samples by DDP on two nodes, a checkpoint every {CHECKPOINT}; how, where and when it is interrupted is "
-        "drawn. Samples are counted by a callback that writes down the rows of each batch that a step was made of, in a "
-        "file for each rank to which all attempts add. The lineage of the weights is what is left of it when every step "
-        "that was done again takes the place of the one before, and of what came after that.",
+        "drawn. Samples are counted by a callback that writes down the rows of each batch that a step was made of, in "
+        "a file for each rank to which all attempts add. The lineage of the weights is what is left of it when every "
+        "step that was done again takes the place of the one before, and of what came after that.",
         "",
         "| | |",
         "|---|---|",
@@ -178,7 +179,8 @@ def interrupt(kind: str, cluster: Cluster, rehearsal: Rehearsal, number: str, ra
         cluster.ask("scancel", f"--signal={kind}", number)
     wait_until(lambda: int(cluster.job(number)["Restarts"]) == restarts + 1, 300, f"the restart after {kind}")
     if kind == "down":
-        cluster.ask("scontrol", "update", f"nodename={node}", "state=resume")
+        with contextlib.suppress(subprocess.CalledProcessError):  # it has come back by itself
+            cluster.ask("scontrol", "update", f"nodename={node}", "state=resume")
     elif kind == "power":
         raised = cluster("up", "2")
         assert raised.returncode == 0, raised.stderr
