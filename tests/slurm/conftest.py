@@ -6,7 +6,10 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +45,40 @@ def rehearsal(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Reh
 def undisturbed(rehearsal: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """The run of a training on that many nodes, made by a job that nothing happened to."""
     made: dict[int, Any] = {}
+    one_at_a_time = threading.Lock()
 
     def make(nodes: int) -> Path:
-        if nodes not in made:
-            runs = tmp_path_factory.mktemp(f"undisturbed-{nodes}")
-            more = TWO_NODES if nodes == 2 else []
-            flags = (f"--nodes={nodes}",)
-            number = rehearsal.sbatch("slurm/train.sbatch", *rehearsal.words(runs, *more), flags=flags)
-            assert rehearsal.cluster.wait(number)["JobState"] == "COMPLETED", rehearsal.said(number)
-            made[nodes] = run_of(runs)
-        return made[nodes]
+        with one_at_a_time:
+            if nodes not in made:
+                runs = tmp_path_factory.mktemp(f"undisturbed-{nodes}")
+                more = TWO_NODES if nodes == 2 else []
+                flags = (f"--nodes={nodes}",)
+                number = rehearsal.sbatch("slurm/train.sbatch", *rehearsal.words(runs, *more), flags=flags)
+                assert rehearsal.cluster.wait(number)["JobState"] == "COMPLETED", rehearsal.said(number)
+                made[nodes] = run_of(runs)
+            return made[nodes]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def at_once(
+    request: pytest.FixtureRequest,
+    cluster: Cluster,
+    rehearsal: Rehearsal,
+    undisturbed: Callable[[int], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, Future[None]]]:
+    """What becomes of the file's tests that are to run `together`, of those that were chosen."""
+    tests = [item for item in request.session.items if item.path == request.path and hasattr(item.function, "body")]
+    shared = {"cluster": cluster, "rehearsal": rehearsal, "undisturbed": undisturbed}
+    with ThreadPoolExecutor(len(tests)) as pool:
+        futures = {}
+        for item in tests:
+            wanted = signature(item.function.body).parameters
+            given = {name: value for name, value in shared.items() if name in wanted}
+            futures[item.name] = pool.submit(item.function.body, **given, tmp_path=tmp_path_factory.mktemp("together"))
+        yield futures
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,17 @@ class Cluster:
         for process in (*{parent(process) for process in found}, *found):
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
+
+
+def together(body: Callable[..., None]) -> Callable[..., None]:
+    """A test that begins, in a thread, with the others of its file that are marked so: they mostly wait for SLURM."""
+
+    def test(at_once: dict[str, Future[None]]) -> None:
+        at_once[body.__name__].result()
+
+    test.__name__, test.__doc__ = body.__name__, body.__doc__
+    test.body = body  # type: ignore[attr-defined]
+    return test
 
 
 def parent(process: int) -> int:
