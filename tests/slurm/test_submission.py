@@ -199,7 +199,7 @@ def guarded(rehearsal: Rehearsal, tmp_path: Path) -> dict[str, str]:
         (["cluster.devices=auto"], "SLURM needs to know how many on each node"),
         (["cluster=cpu"], "is not one of SLURM; say cluster=local-slurm or cluster=slurm"),
         (["global_batch_size=9", "cluster.nodes=2"], "the nearest that do: 8 or 10"),
-        (["inputs.shards=shards/demo"], "make them first"),
+        (["inputs.shards=shards/demo"], "athanor submit prepare experiment=shards/demo cluster=local-slurm"),
     ],
 )
 def test_a_broken_one_is_refused_before_sbatch(
@@ -255,3 +255,7 @@ def test_where_there_is_no_sbatch_it_says_where_to_go(rehearsal: Rehearsal, tmp_
     assert outcome.code == 2, time.monotonic() - started
     assert "there is no `sbatch` here" in outcome.err
     assert "slurm/local-cluster up" in outcome.err
+    if shutil.which("squeue"):
+        lost = rehearsal.run("cancel", "1", SLURM_CONF="")
+        assert lost.code == 2
+        assert "knows of no cluster: set SLURM_CONF to its slurm.conf" in lost.err

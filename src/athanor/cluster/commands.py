@@ -14,7 +14,7 @@ def call(*words: str, environment: Mapping[str, str] | None = None) -> str:
     """What a command prints.
 
     Raises:
-        UserError: there is no such command here, it fails, or slurmctld does not answer within a minute.
+        UserError: there is no such command here, or no cluster, it fails, or slurmctld does not answer within a minute.
     """
     if not shutil.which(words[0]):
         raise UserError(
@@ -27,6 +27,11 @@ def call(*words: str, environment: Mapping[str, str] | None = None) -> str:
         )
     except subprocess.TimeoutExpired:
         raise UserError(f"`{words[0]}` did not answer within a minute; is slurmctld up? See `scontrol ping`") from None
+    if done.returncode and "failed to fetch config" in done.stderr:
+        raise UserError(
+            f"`{words[0]}` is here but knows of no cluster: set SLURM_CONF to its slurm.conf, or rehearse on this machine "
+            'with eval "$(slurm/local-cluster up)"'
+        )
     if done.returncode:
         raise UserError(f"{words[0]} says: {' '.join(done.stderr.split())}")
     return done.stdout

@@ -169,7 +169,8 @@ def check(experiment: Experiment, upstream: Sequence[Path]) -> None:
     experiment.validate()
     missing = [entry for entry in store.unfinished_inputs(experiment) if entry.directory not in upstream]
     if missing:
-        lines = [f"{entry.name} ({entry.fingerprint}): athanor submit {entry.command[8:]}" for entry in missing]
+        where = next((word for word in experiment.overrides if word.startswith("cluster=")), "cluster=NAME")
+        lines = [f"{one.name} ({one.fingerprint}): athanor submit {one.command[8:]} {where}" for one in missing]
         raise UserError(
             "\n  - ".join((f"{experiment.name} needs runs that are not finished; make them first:", *lines))
         )

@@ -95,8 +95,9 @@ def band_chart(curves: Sequence[Curve]) -> Markup:
     # The axis follows the means: an interval of two or three seeds may be wider than all that is to be seen.
     ys = [value for c in curves for value in c.means]
     reach = 0.6 * (max(ys) - min(ys))
+    lowest = max(min(ys) - reach, 0.0 if min(ys) >= 0 else -math.inf)  # what is never negative has no axis below zero
     bounds = [b for c in curves for side in (c.lows, c.highs) if side for b in side]
-    ys += [min(max(bound, min(ys) - reach), max(ys) + reach) for bound in bounds]
+    ys += [min(max(bound, lowest), max(ys) + reach) for bound in bounds]
     ticks, low, high = charts._scale(min(ys), max(ys), log=False)
     left, right = min(xs), max(max(xs), min(xs) + 1)
     width, height = charts.WIDTH - charts.LEFT - charts.RIGHT, charts.HEIGHT - charts.TOP - charts.BOTTOM
