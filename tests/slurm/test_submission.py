@@ -255,7 +255,8 @@ def test_where_there_is_no_sbatch_it_says_where_to_go(rehearsal: Rehearsal, tmp_
     assert outcome.code == 2, time.monotonic() - started
     assert "there is no `sbatch` here" in outcome.err
     assert "slurm/local-cluster up" in outcome.err
-    if shutil.which("squeue"):
-        lost = rehearsal.run("cancel", "1", SLURM_CONF="")
-        assert lost.code == 2
-        assert "knows of no cluster: set SLURM_CONF to its slurm.conf" in lost.err
+    (empty / "squeue").write_text("#!/bin/sh\necho 'squeue: fatal: failed to fetch config' >&2\nexit 1\n")
+    (empty / "squeue").chmod(0o755)
+    lost = rehearsal.run("cancel", "1", PATH=str(empty))
+    assert lost.code == 2
+    assert "knows of no cluster: set SLURM_CONF to its slurm.conf" in lost.err

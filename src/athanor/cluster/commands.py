@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -27,10 +28,10 @@ def call(*words: str, environment: Mapping[str, str] | None = None) -> str:
         )
     except subprocess.TimeoutExpired:
         raise UserError(f"`{words[0]}` did not answer within a minute; is slurmctld up? See `scontrol ping`") from None
-    if done.returncode and "failed to fetch config" in done.stderr:
+    if done.returncode and re.search("failed to fetch config|cannot stat file", done.stderr):
         raise UserError(
-            f"`{words[0]}` is here but knows of no cluster: set SLURM_CONF to its slurm.conf, or rehearse on this machine "
-            'with eval "$(slurm/local-cluster up)"'
+            f"`{words[0]}` is here but knows of no cluster: set SLURM_CONF to its slurm.conf, or rehearse on this "
+            'machine with eval "$(slurm/local-cluster up)"'
         )
     if done.returncode:
         raise UserError(f"{words[0]} says: {' '.join(done.stderr.split())}")
