@@ -19,6 +19,11 @@ still_runs() { # whether the job still runs here: it is not being cancelled, and
     shown=$(scontrol show job "$job") && [[ $shown == *JobState=RUNNING* && $shown == *Restarts="${SLURM_RESTART_COUNT:-0} "* ]]
 }
 
+node_lost() { # whether a node of the job does not answer; SLURM itself may learn of it only after minutes (SlurmdTimeout)
+    [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ] && still_runs &&
+        ! timeout 60 srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true >/dev/null 2>&1
+}
+
 launch() {
     local code=${ATHANOR_CODE:-$SLURM_SUBMIT_DIR} python=python flags=() inside=() status deaths=0
     [ ! -x .venv/bin/python ] || python=$PWD/.venv/bin/python
@@ -44,9 +49,13 @@ launch() {
         [ $status -gt 128 ] && [ $status != 143 ] && [ $deaths -lt "${ATHANOR_RETRIES:-0}" ] && still_runs || break
         echo "athanor: killed by signal $((status - 128)); going on ($((++deaths)) of $ATHANOR_RETRIES)" >&2
     done
-    [ $status = 75 ] || exit $status
+    case $status in
+        75) ;;
+        0 | 2) exit $status ;;
+        *) node_lost || exit $status; status=75; echo "athanor: a node of this job does not answer" >&2 ;;
+    esac
 
-    # Told to stop, and saved, or ended where it hung. Requeuing would bring a cancelled job back, or disturb a restart of this one elsewhere.
+    # Told to stop, and saved, or ended where it hung, or a node is lost. Requeuing would bring a cancelled job back, or disturb a restart of this one elsewhere.
     if ! still_runs; then
         exit $status
     elif [ "${SLURM_RESTART_COUNT:-0}" -ge "${ATHANOR_REQUEUES:-50}" ]; then
