@@ -1,6 +1,6 @@
 """A training that is interrupted 20 times in a row at random, on the local SLURM: are all samples seen, and each once?
 
-    python benchmarks/interruptions.py [--times 20] [--seed 1]     # a quarter of an hour; needs slurm/local-cluster
+    python benchmarks/interruptions.py [--times 20] [--seed 1]     # 10 to 20 minutes; needs slurm/local-cluster
 
 The training has two ranks, each on a node of its own. Each time it is drawn how (see KINDS), which of the two, and when
 (so many steps, and parts of a second, after it has gone on). Beside the training's own records, a callback writes down
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -52,7 +53,6 @@ KINDS = {
     "TERM": "SIGTERM to the job",
     "rival": "preempted by a job of a higher partition",
 }
-SUDDEN = ("KILL", "down", "power")  # without notice
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
     started = cluster("up", "2")
     assert started.returncode == 0, started.stderr
     try:
-        tally = measure(cluster, given.times, random.Random(given.seed))
+        found = measure(cluster, given.times, random.Random(given.seed))
     finally:
         cluster("down")
     text = (
@@ -78,7 +78,7 @@ def main() -> None:
         "",
         "| | |",
         "|---|---|",
-        *(f"| {what} | {value} |" for what, value in tally.items()),
+        *(f"| {what} | {value} |" for what, value in found.items()),
         "",
     )
     RESULTS.write_text("\n".join(text))
@@ -105,26 +105,35 @@ def measure(cluster: Cluster, times: int, chance: random.Random) -> dict[str, ob
 
     began = time.monotonic()
     number, runs, seen = send("disturbed")
-    run, at = wait_for_step(runs, 1), 0
+    run, at, known = wait_for_step(runs, 1), 0, 0
     done: list[tuple[str, int]] = []
     for time_ in range(times):
-        wait_until(lambda time_=time_: len(attempts(run)) == time_ + 1, 300, f"attempt {time_ + 1}")
+        wait_until(lambda known=known: len(attempts(run)) > known, 300, f"the attempt after {known}")
         enough = at + chance.randint(1, MOST)
         wait_until(lambda enough=enough: begun(run) >= enough, 300, f"step {enough}")
         time.sleep(chance.random() / 4)
         kind = [*KINDS][time_ % len(KINDS)] if time_ < len(KINDS) else chance.choice([*KINDS])  # each at least once
         interrupt(kind, cluster, rehearsal, number, chance.randrange(2))
-        at = begun(run)
+        at, known = begun(run), len(attempts(run))
         done.append((kind, at))
         print(f"{time_ + 1}: {kind} at step {at}, {time.monotonic() - began:.0f} s", flush=True)
     job = cluster.wait(number)
-    took = time.monotonic() - began
     assert job["JobState"] == "COMPLETED", rehearsal.said(number)[-3000:]
 
     other, calm, expected = send("undisturbed")
     assert cluster.wait(other)["JobState"] == "COMPLETED", rehearsal.said(other)[-3000:]
     reference = run_of(calm)
     assert reference is not None
+    return tally(run, reference, seen, expected, done)
+
+
+def tally(run: Path, reference: Path, seen: Path, expected: Path, done: list[tuple[str, int]]) -> dict[str, object]:
+    """What came of it, from what both trainings left.
+
+    Args:
+        seen, expected: where `counted.Counted` wrote, without the rank.
+        done: how it was interrupted, and at which step.
+    """
     assert reference.name == run.name, "the same experiment"
     found = [lineage(Path(f"{seen}.{rank}").read_text().splitlines()) for rank in range(2)]
     wanted = [Path(f"{expected}.{rank}").read_text().splitlines() for rank in range(2)]
@@ -133,30 +142,35 @@ def measure(cluster: Cluster, times: int, chance: random.Random) -> dict[str, ob
         [sample for lines in ranks for line in lines for sample in line.split()[1:]]
         for ranks in ([final for final, _ in found], wanted)
     )
-    again = found[0][1]
-    assert len(attempts(run)) == len(done) + 1, "each interruption ended one attempt"
-    sudden = {after["from_step"] for (kind, _), after in zip(done, attempts(run)[1:]) if kind in SUDDEN}
+    again, made = found[0][1], attempts(run)
+    told = {after["from_step"] for before, after in itertools.pairwise(made) if saved(before)}
     weights, right = (load_file(folder / "model.safetensors") for folder in (run, reference))
     return {
         "interruptions": f"{len(done)}: "
         + ", ".join(f"{n} × {KINDS[k]}" for k, n in Counter(k for k, _ in done).items()),
         "at steps": ", ".join(f"{step} {kind}" for kind, step in done),
-        "attempts in the manifest": f"{len(attempts(run))}, of which "
-        f"{sum(attempt['status'] == 'interrupted' for attempt in attempts(run))} were interrupted and "
-        f"{sum(bool(attempt.get('died')) for attempt in attempts(run))} died",
+        "attempts in the manifest": f"{len(made)}: {sum(map(saved, made))} saved when told to stop, "
+        f"{len(made) - 1 - sum(map(saved, made))} ended without, 1 finished",
         "samples in the lineage, and of the undisturbed training": f"{len(samples):,} and {len(wanted_samples):,}",
         "the same samples in the same order": samples == wanted_samples,
         "steps lost by a rank": sum(kept[str(step)] < 2 for step in range(1, STEPS + 1)),
         "steps twice in the lineage of a rank": sum(n > 2 for n in kept.values()),
         f"steps done again, at most {CHECKPOINT} after a sudden end": f"{sum(n for _, n in again)}: "
         + ", ".join(str(n) for _, n in again),
-        "of these after an end that it was told of": sum(n for step, n in again if step - 1 not in sudden),
+        "of these after an end that it was told of": sum(n for step, n in again if step - 1 in told),
         "losses in metrics.jsonl the same, each step once": losses(run) == losses(reference)
         and [step for step, _ in losses(run)] == list(range(1, STEPS + 1)),
         "weights torch.equal": all(torch.equal(weights[name], right[name]) for name in right)
         and weights.keys() == right.keys(),
-        "minutes, of which most is waiting for SLURM and starting Python": f"{took / 60:.1f}",
+        "minutes, of which most is waiting for SLURM and starting Python": "{:.1f}".format(
+            (made[-1]["finished"] - made[0]["started"]) / 60
+        ),
     }
+
+
+def saved(attempt: dict[str, object]) -> bool:
+    """Whether an attempt was told to stop and had the time to save itself."""
+    return attempt["status"] == "interrupted" and not attempt.get("died")
 
 
 def interrupt(kind: str, cluster: Cluster, rehearsal: Rehearsal, number: str, rank: int) -> None:
