@@ -187,13 +187,15 @@ def test_processes_that_do_not_fit_the_config_are_refused(
         ((), ["cluster.devices=2"], "--nodes=1 --ntasks-per-node=2", "cluster.nodes=1 cluster.devices=1"),
         (("--nodes=2",), ["cluster.devices=2"], "--nodes=1 --ntasks-per-node=2", "cluster.nodes=2 cluster.devices=1"),
     ]
-    words = [rehearsal.words(tmp_path, *more) for _, more, _, _ in wrong]
-    numbers = [rehearsal.sbatch("slurm/train.sbatch", *said, flags=flags) for said, (flags, *_) in zip(words, wrong)]
-    for number, (_, _, submit, say) in zip(numbers, wrong):
+    numbers = [
+        rehearsal.sbatch("slurm/train.sbatch", *rehearsal.words(tmp_path / str(one), *more), flags=flags)
+        for one, (flags, more, _, _) in enumerate(wrong)
+    ]
+    for one, (number, (_, _, submit, say)) in enumerate(zip(numbers, wrong)):
         job = cluster.wait(number)
         assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0")
         assert rehearsal.said(number).count(f"submit with {submit}, or say {say}") == 1
-    assert run_of(tmp_path) is None
+        assert run_of(tmp_path / str(one)) is None
 
 
 @together
