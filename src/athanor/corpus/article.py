@@ -127,7 +127,10 @@ class Page:
             else:
                 if kind in ("td", "th"):
                     buffer.append(" ")
-                self.inline(child, node, tag, link or kind == "a")
+                if len(child):
+                    self.inline(child, node, tag, link or kind == "a")
+                elif text := child.text:
+                    self.take(text, tag, link or kind == "a")
             if text := child.tail:
                 self.take(text, tag, link)
 
@@ -149,9 +152,9 @@ class Page:
 
     def mark(self, element: etree._Element) -> str:
         """ "body", "article", "surroundings" or ""."""
-        tag, attributes = element.tag, element.attrib
+        tag = element.tag
         aside = tag in ASIDE
-        if attributes and not aside:
+        if not aside and (attributes := dict(element.items())):
             name = named(f"{attributes.get('class', '')} {attributes.get('id', '')}")
             if name == "body" or attributes.get("itemprop") == "articleBody":
                 return "body" if tag not in ITEMS and tag not in ("body", "main") else ""
@@ -160,7 +163,7 @@ class Page:
                 or "hidden" in attributes
                 or attributes.get("aria-hidden") == "true"
                 or attributes.get("role") in ROLES
-                or "display:none" in attributes.get("style", "").replace(" ", "")
+                or ("style" in attributes and "display:none" in attributes["style"].replace(" ", ""))
             )
         if tag in ("article", "main", "body", "html"):
             return "article" if tag == "article" else ""
