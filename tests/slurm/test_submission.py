@@ -199,7 +199,7 @@ def guarded(rehearsal: Rehearsal, tmp_path: Path) -> dict[str, str]:
         (["cluster.devices=auto"], "SLURM needs to know how many on each node"),
         (["cluster=cpu"], "is not one of SLURM; say cluster=local-slurm or cluster=slurm"),
         (["global_batch_size=9", "cluster.nodes=2"], "the nearest that do: 8 or 10"),
-        (["inputs.shards=shards/demo"], "athanor submit prepare experiment=shards/demo cluster=local-slurm"),
+        (["inputs.shards=shards/demo"], " cluster=local-slurm\n"),  # the end of each command that makes one
     ],
 )
 def test_a_broken_one_is_refused_before_sbatch(
