@@ -42,7 +42,7 @@ BODY = re.compile(
 ROLES = frozenset(("navigation", "complementary", "contentinfo", "banner", "search", "dialog"))
 END = re.compile(r"[.!?。！？…;；:：][\"'”’」』)）\]]*$")
 WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-HIDDEN = re.compile(r"<(?:!--|(script|style)\b([^>]*)>)", re.IGNORECASE)
+HIDDEN = re.compile(r"<(?:!--|(script|style|svg)\b([^>]*)(?<!/)>)", re.IGNORECASE)
 length = etree.XPath("string-length(normalize-space(.))")
 
 
@@ -279,12 +279,17 @@ def tree(markup: str) -> etree._Element | None:
 
 
 def without_scripts(markup: str) -> str:
-    """Without comments, styles and scripts other than linked data: half of most pages, which need not be parsed."""
+    """Without comments, styles, drawings and scripts other than linked data: half of most pages, which need not be
+    parsed. A drawing within another is left to the parser.
+    """
     kept: list[str] = []
     position = after = 0
     while found := HIDDEN.search(markup, position):
         name = found[1]
         end = markup.find(f"</{name}" if name else "-->", found.end())
+        if name in ("svg", "SVG") and (end < 0 or markup.find(f"<{name}", found.end(), end) >= 0):
+            position = found.end()
+            continue
         if end < 0:
             break
         position = markup.find(">", end) + 1 or len(markup)
