@@ -16,13 +16,15 @@ UNUSED = ("matplotlib", "scipy", "transformers")
 
 @contextmanager
 def imports() -> Iterator[None]:
-    """Torchmetrics, where it is first imported within, takes these packages for not installed, and for good."""
-    if "torchmetrics" in sys.modules:
-        yield
-        return
+    """Torchmetrics, where it is first imported within, takes these packages for not installed, and for good. It asks
+    lightning_utilities, one of whose two functions is private: where a later release has no such, all is imported.
+    """
     from lightning_utilities.core import imports as asked
 
-    find, version = asked.package_available, asked._version
+    find, version = getattr(asked, "package_available", None), getattr(asked, "_version", None)
+    if "torchmetrics" in sys.modules or find is None or version is None:
+        yield
+        return
 
     def available(name: str) -> bool:
         return name not in UNUSED and find(name)
