@@ -204,9 +204,13 @@ def _look(job: Job) -> None:
         job.state = job.state or ("ENDED" if job.log and job.log.is_file() else "GONE")
         return
     run = Run(job.directory)
-    mine = [a["slurm"] for a in run.manifest["attempts"] if (a.get("slurm") or {}).get("job") == job.id]
-    job.restarts = mine[-1]["restarts"] if mine else 0
-    job.state = job.state or run.status.upper()
+    attempts = run.manifest["attempts"]
+    mine = [attempt for attempt in attempts if (attempt.get("slurm") or {}).get("job") == job.id]
+    job.restarts = mine[-1]["slurm"]["restarts"] if mine else 0
+    if not mine or mine[-1] is attempts[-1]:
+        job.state = job.state or run.status.upper()
+    else:  # another job goes on with it
+        job.state = job.state or mine[-1]["status"].replace("running", "interrupted").upper()
     job.steps = run.manifest["config"].get("max_steps")
     job.step, job.loss, needs = standing(job.directory, job.steps)
     job.needs = needs if job.live else None
