@@ -29,10 +29,10 @@ from athanor.corpus.c4 import C4
 from athanor.corpus.deduplicate import NearDuplicates, SimilarDuplicates
 from athanor.corpus.documents import FILENAME, Document, read_documents, write_documents
 from athanor.corpus.extract import ExtractHtml, Method, decode_html
+from athanor.corpus.files import SURROGATE
 from athanor.corpus.fineweb import FineWeb
 from athanor.corpus.gopher import GopherQuality, GopherRepetition
 from athanor.corpus.language import detect_language
-from athanor.corpus.sources import SURROGATE
 
 DATA = Path(os.environ.get("ATHANOR_DATA_ROOT", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

@@ -135,7 +135,7 @@ def fit(
     trainer.val_check_interval = (validate_every or steps) * plan.accumulation
     data.attach(plan, algorithm.model.context)  # type: ignore[arg-type]
     algorithm.seed, algorithm.log_every = seed, log_every
-    strategies.check(trainer, algorithm)
+    strategies.check(trainer.strategy, trainer.world_size, trainer.callbacks, algorithm)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few batches, and of frozen modules in eval mode
         trainer.fit(algorithm, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)

@@ -17,14 +17,14 @@ import copy
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
@@ -76,19 +76,18 @@ def make(config: dict[str, Any]) -> Strategy | str:
     return strategy
 
 
-def check(trainer: Trainer, algorithm: Algorithm) -> None:
+def check(strategy: Strategy | str, processes: int, callbacks: Sequence[Callback], algorithm: Algorithm) -> None:
     """Raises UserError if the strategy fits the number of processes, the networks, the optimizer or a callback not."""
-    strategy = trainer.strategy
     if not isinstance(strategy, Sharded):
         return
-    strategy.check(trainer.world_size, algorithm)
+    strategy.check(processes, algorithm)
     probe = algorithm.make_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}])
     if not strategy.keeps_matrices and isinstance(probe, WHOLE):
         raise UserError(
             f"{strategy} gives an optimizer pieces of parameters, but {type(probe).__name__} needs whole "
             "matrices; choose strategy=ddp or strategy=fsdp2, or optimizer=adamw."
         )
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks:
         if isinstance(callback, Checkpoints) and callback.sharded and not strategy.shares:
             raise UserError(
                 f"{strategy} gathers its checkpoints; leave checkpoint.sharded out, or choose strategy=fsdp2 or "

@@ -91,15 +91,10 @@ def attempt(experiment: Experiment, run: RunContext, detours: tuple[tuple[int, i
     trainer.val_check_interval = config["validate_every_n_steps"] * plan.accumulation
 
     algorithm, data = assemble(config)
+    data.check(algorithm.model)
     data.attach(plan, algorithm.model.context)  # type: ignore[arg-type]
-    if data.vocabulary_size > algorithm.model.vocabulary_size:  # type: ignore[operator]
-        raise UserError(
-            f"The tokenizer has {data.tokenizer.vocabulary_size} pieces"
-            f"{' and the data sentinels besides' * (data.vocabulary_size > data.tokenizer.vocabulary_size)} but the "
-            f"model only {algorithm.model.vocabulary_size}; set model.vocabulary_size={data.vocabulary_size}."
-        )
     algorithm.seed, algorithm.log_every = config["seed"], config["logger"]["every_n_steps"]
-    strategies.check(trainer, algorithm)
+    strategies.check(trainer.strategy, trainer.world_size, trainer.callbacks, algorithm)  # type: ignore[attr-defined]
     tokens = config["global_batch_size"] * data.typical_length * config["max_steps"]
     flops = tokens * algorithm.model.flops_per_token(data.typical_length)  # type: ignore[operator]
     device = trainer.strategy.root_device.type

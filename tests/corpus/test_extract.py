@@ -97,6 +97,11 @@ def test_scripts_and_comments_are_cut_as_a_browser_sees_them():
         "<script type='application/ld+json'>{}</script>x<!-- y"
     )
     assert without_scripts("a<scripted>b</script>") == "a<scripted>b</script>"
+    assert (
+        without_scripts("a<svg viewBox='0'><path d='M1'/></svg>b<svg/>c<p>d</p><SVG>e</SVG>f") == "ab<svg/>c<p>d</p>f"
+    )
+    nested = "a<svg><g><svg>x</svg></g><text>y</text></svg>b<svg>never closed"
+    assert without_scripts(nested) == nested.replace("<svg>x</svg>", "")  # the parser takes the outer one out
     assert without_scripts("a<script>b</script") == "a"
 
 

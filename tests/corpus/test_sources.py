@@ -12,6 +12,7 @@ import zstandard
 from corpus_harness import CHINESE, ENGLISH, document
 
 from athanor.corpus.documents import write_documents
+from athanor.corpus.files import parsed
 from athanor.corpus.sources import (
     Documents,
     Html,
@@ -409,3 +410,18 @@ def test_a_data_set_of_hugging_face_from_a_folder(tmp_path):
         list(HuggingFace(str(tmp_path), "hub", split="none"))
     with pytest.raises(UserError, match="no field 'body'"):
         list(HuggingFace(str(tmp_path), "hub", text_key="body"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"text": "a", "id": 123456789012345678901234567890}',  # of more than 64 bits: orjson's would be a float
+        '{"text": "a", "id": {"n": [99999999999999999999]}}',
+        '{"text": "a", "id": NaN}',
+        '\ufeff{"text": "a", "id": 1}',
+        '{"text": "a", "id": 1.10, "id": -0.0}',
+        '{"text": "中文 \\ud83d\\ude00", "id": null}',
+    ],
+)
+def test_a_line_is_read_as_the_standard_library_does(line):
+    assert repr(parsed(line.encode(), "a.jsonl")) == repr(json.loads(line.removeprefix("\ufeff")))

@@ -360,6 +360,6 @@ def test_pretraining_rows_hold_the_documents_in_order(corpus):
 def test_rows_longer_than_the_context_or_the_corpus(corpus):
     words, tokens, _ = corpus
     with pytest.raises(UserError, match="sequence_length=65 exceeds the model's context of 64"):
-        PretrainingData(tokens, words, sequence_length=65).attach(plan(), CONTEXT)
+        PretrainingData(tokens, words, sequence_length=65).check(SimpleNamespace(context=64, vocabulary_size=10**6))
     with pytest.raises(UserError, match=r"\d+ training tokens, fewer than one row of 100000"):
         PretrainingData(tokens, words, sequence_length=100_000).attach(plan(), 100_000)

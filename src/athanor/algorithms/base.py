@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from athanor.errors import UserError
 from athanor.functional import labelled_logps, up_to_last_label
 from athanor.models import require_form, require_language_model, require_reward_model
 from athanor.models.transformer import routing_metrics
@@ -98,13 +99,15 @@ class Algorithm(LightningModule):
                     kind = ("output" if name.endswith("output.weight") else "hidden") if matrix else "rest"
                     groups.setdefault((prefix, kind, factor, own.get(name, 1.0)), []).append(parameter)
         assert sum(map(len, groups.values())) == len(self.trainable()), "parts() must hold each parameter once"
-        optimizer = self.make_optimizer(
-            [
-                {"params": parameters, **settings[kind], "lr_factor": factor, "width_factor": width}
-                for (_, kind, factor, width), parameters in groups.items()
-                if parameters
-            ]
-        )
+        chosen = [
+            {"params": parameters, **settings[kind], "lr_factor": factor, "width_factor": width}
+            for (_, kind, factor, width), parameters in groups.items()
+            if parameters
+        ]
+        try:
+            optimizer = self.make_optimizer(chosen)
+        except ValueError as error:  # what torch's own constructors, called only now, refuse
+            raise UserError(str(error) if str(error).startswith("optimizer") else f"optimizer: {error}") from error
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_factor", 1.0) * group.get("width_factor", 1.0)
         schedule = LambdaLR(optimizer, bind(self.make_schedule, self.trainer.max_steps, self.tokens_per_step))

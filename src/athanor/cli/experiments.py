@@ -44,7 +44,7 @@ def _execute(verb: str, words: list[str]) -> int:
         if not options.check:
             return 0
     if options.check:
-        experiment.validate()
+        rehearse(experiment)
         print(f"ok {experiment.name} {experiment.fingerprint} {short(experiment.directory)}")
         return 0
 
@@ -83,6 +83,17 @@ def _execute(verb: str, words: list[str]) -> int:
             print(f"data card: {short(card)}")
     print_table([(metric, as_number(value)) for metric, value in run.metrics.items()])
     return 0
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Raises UserError with all that is wrong with the config's keys, or with the first thing that a training's parts,
+    built without memory, refuse; torch is imported only if the keys are right.
+    """
+    experiment.validate()
+    if experiment.kind == "train":
+        from athanor.planning.rehearsal import rehearse
+
+        rehearse(experiment)
 
 
 def _make_parts(experiment: Experiment, chosen: str) -> int:
@@ -195,6 +206,7 @@ def do_pipeline(words: list[str]) -> int:
     if options.check:
         pipeline.validate(composed)
         for step, experiment in composed.steps.items():
+            rehearse(experiment)
             print(f"ok {step} {experiment.name} {experiment.fingerprint} {short(experiment.directory)}")
         return 0
 

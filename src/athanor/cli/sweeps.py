@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from athanor.cli.experiments import rehearse
 from athanor.cli.parts import Parser, as_number, chosen_names, new_parser, print_table, progress_for, short
 from athanor.errors import UserError
 
@@ -31,7 +32,7 @@ def do_sweep(words: list[str]) -> int:
         _list_members(composed, options.json)
         return 0
     if options.check:
-        composed.validate()
+        composed.validate(lambda member: rehearse(member.experiment))
         print(f"ok {composed.name}: {len(composed)} members, {len(composed.cells)} for each of seeds {composed.seeds}")
         return 0
     if options.inputs or "member" in chosen:
@@ -88,7 +89,7 @@ def _search(words: list[str]) -> int:
     if "backend" in chosen:
         return _on_wandb(composed, chosen, options)
     if options.check:
-        composed.validate()
+        composed.validate(lambda member: rehearse(member.experiment))
         ends = ", ".join(composed.space)
         print(
             f"ok {composed.name}: {composed.trials} trials of {composed.base} over {ends}\n{short(composed.directory)}"

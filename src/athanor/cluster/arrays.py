@@ -63,7 +63,7 @@ def prepare(name: str, overrides: Sequence[str], *, at_once: int | None = None, 
 
     inputs = composed.inputs()
     shared = [entry.directory for entry in inputs]
-    composed.validate(lambda member: _check_runs(member, shared))
+    composed.validate(lambda member: _check_runs(member, shared, memory=member.number <= len(composed.cells)))
     for entry in inputs:
         check(entry, upstream=shared)
 
@@ -223,11 +223,12 @@ def _check_cluster(member: Member) -> None:
         devices_of(member.experiment.config["cluster"])
 
 
-def _check_runs(member: Member, shared: Sequence[Path]) -> None:
+def _check_runs(member: Member, shared: Sequence[Path], *, memory: bool) -> None:
     """Whatever can be seen of a member before it starts.
 
     Args:
         shared: directories of runs that are made before the members.
+        memory: whether to plan it, too.
     """
     if store.is_finished(member.target):
         return
@@ -237,6 +238,6 @@ def _check_runs(member: Member, shared: Sequence[Path]) -> None:
         for experiment in (member.experiment, member.target):
             upstream += [entry.directory for entry in store.unfinished_inputs(experiment)]
     if not store.is_finished(member.experiment):
-        check(member.experiment, upstream)
+        check(member.experiment, upstream, memory=memory)
     if member.measured:
         check(member.measured, upstream)

@@ -21,7 +21,6 @@ from athanor import catalog, config, pipeline
 from athanor.cluster import jobs, snapshot
 from athanor.cluster.commands import call
 from athanor.config import Experiment
-from athanor.data.plan import BatchPlan
 from athanor.errors import UserError
 from athanor.runs import store
 from athanor.runs.files import write_json
@@ -157,11 +156,13 @@ def command(one: Submission) -> str:
     return " ".join((*set_, shlex.join(("sbatch", *one.flags, *after, one.script, *one.words))))
 
 
-def check(experiment: Experiment, upstream: Sequence[Path]) -> None:
-    """Whatever can be seen before a job starts: config, inputs, batch sizes, disk.
+def check(experiment: Experiment, upstream: Sequence[Path], *, memory: bool = True) -> None:
+    """Whatever can be seen before a job starts: config, inputs, disk; of a training also what its parts make of each
+    other, and its memory, where the cluster's config says what a device has.
 
     Args:
         upstream: directories of runs that other jobs make first.
+        memory: whether to plan it, too.
 
     Raises:
         UserError: something is wrong.
@@ -187,7 +188,12 @@ def check(experiment: Experiment, upstream: Sequence[Path]) -> None:
             if experiment.kind == "train":  # weights and two moments, in each checkpoint and in one being written
                 needed += 3 * weights * (sum(experiment.config["checkpoint"].get(k, 0) for k in ("keep", "best")) + 1)
     if experiment.kind == "train":
-        _plan(experiment).check()
+        from athanor.planning.rehearsal import check_memory, rehearse
+
+        rehearse(experiment)
+        cluster = experiment.config["cluster"]
+        if memory and cluster["slurm"].get("memory" if cluster["accelerator"] == "cpu" else "gpu_type"):
+            check_memory(experiment)
     runs = Path(experiment.config["paths"]["runs"])
     present = next(folder for folder in (runs, *runs.parents) if folder.exists())
     if (free := shutil.disk_usage(present).free) < needed:
@@ -195,17 +201,6 @@ def check(experiment: Experiment, upstream: Sequence[Path]) -> None:
             f"{present} has {free / 1e9:.1f} GB free, and this may write {needed / 1e9:.1f} GB: make room, or set "
             "paths.runs to a folder elsewhere"
         )
-
-
-def _plan(experiment: Experiment) -> BatchPlan:
-    wanted, cluster = experiment.config, experiment.config["cluster"]
-    return BatchPlan(
-        seed=wanted["seed"],
-        max_steps=wanted["max_steps"],
-        global_batch_size=wanted["global_batch_size"],
-        world_size=cluster["nodes"] * devices_of(cluster),
-        micro_batch_size=cluster["micro_batch_size"],
-    )
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:

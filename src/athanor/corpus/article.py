@@ -42,7 +42,7 @@ BODY = re.compile(
 ROLES = frozenset(("navigation", "complementary", "contentinfo", "banner", "search", "dialog"))
 END = re.compile(r"[.!?。！？…;；:：][\"'”’」』)）\]]*$")
 WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-HIDDEN = re.compile(r"<(?:!--|(script|style)\b([^>]*)>)", re.IGNORECASE)
+HIDDEN = re.compile(r"<(?:!--|(script|style|svg)\b([^>]*)(?<!/)>)", re.IGNORECASE)
 length = etree.XPath("string-length(normalize-space(.))")
 
 
@@ -127,7 +127,10 @@ class Page:
             else:
                 if kind in ("td", "th"):
                     buffer.append(" ")
-                self.inline(child, node, tag, link or kind == "a")
+                if len(child):
+                    self.inline(child, node, tag, link or kind == "a")
+                elif text := child.text:
+                    self.take(text, tag, link or kind == "a")
             if text := child.tail:
                 self.take(text, tag, link)
 
@@ -149,9 +152,9 @@ class Page:
 
     def mark(self, element: etree._Element) -> str:
         """ "body", "article", "surroundings" or ""."""
-        tag, attributes = element.tag, element.attrib
+        tag = element.tag
         aside = tag in ASIDE
-        if attributes and not aside:
+        if not aside and (attributes := dict(element.items())):
             name = named(f"{attributes.get('class', '')} {attributes.get('id', '')}")
             if name == "body" or attributes.get("itemprop") == "articleBody":
                 return "body" if tag not in ITEMS and tag not in ("body", "main") else ""
@@ -160,7 +163,7 @@ class Page:
                 or "hidden" in attributes
                 or attributes.get("aria-hidden") == "true"
                 or attributes.get("role") in ROLES
-                or "display:none" in attributes.get("style", "").replace(" ", "")
+                or ("style" in attributes and "display:none" in attributes["style"].replace(" ", ""))
             )
         if tag in ("article", "main", "body", "html"):
             return "article" if tag == "article" else ""
@@ -276,12 +279,17 @@ def tree(markup: str) -> etree._Element | None:
 
 
 def without_scripts(markup: str) -> str:
-    """Without comments, styles and scripts other than linked data: half of most pages, which need not be parsed."""
+    """Without comments, styles, drawings and scripts other than linked data: half of most pages, which need not be
+    parsed. A drawing within another is left to the parser.
+    """
     kept: list[str] = []
     position = after = 0
     while found := HIDDEN.search(markup, position):
         name = found[1]
         end = markup.find(f"</{name}" if name else "-->", found.end())
+        if name in ("svg", "SVG") and (end < 0 or markup.find(f"<{name}", found.end(), end) >= 0):
+            position = found.end()
+            continue
         if end < 0:
             break
         position = markup.find(">", end) + 1 or len(markup)

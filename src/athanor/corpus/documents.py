@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from athanor.corpus.files import Input, decode, whole
+from athanor.corpus.files import Input, parsed, whole
 from athanor.errors import UserError
 
 FILENAME = "documents.jsonl.zst"
@@ -52,7 +52,7 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     with Input(path) as file:
         for number, offset, line in file.lines():
             try:
-                yield Document(**json.loads(decode(line, path, offset)))
+                yield Document(**parsed(line, path, offset))
             except (json.JSONDecodeError, TypeError):
                 raise UserError(f"{path}, line {number}: not a document; prepare the documents again.") from None
 

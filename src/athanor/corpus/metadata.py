@@ -28,17 +28,20 @@ def metadata(root: etree._Element, url: str = "") -> dict[str, str]:
     url: the address that the page was fetched from, if it is known.
     """
     said: dict[str, str] = {}
-    for element in root.iter("meta"):
+    parts: dict[str, list[etree._Element]] = {"meta": [], "link": [], "script": [], "time": []}
+    for element in root.iter(*parts):
+        parts[element.tag].append(element)
+    for element in parts["meta"]:
         name = element.get("property") or element.get("name") or element.get("itemprop") or element.get("http-equiv")
         content = (element.get("content") or "").strip()
         if name and content:
             said.setdefault(name.lower(), content)
-    canonical = next((e.get("href", "") for e in root.iter("link") if e.get("rel") == "canonical"), "")
+    canonical = next((e.get("href", "") for e in parts["link"] if e.get("rel") == "canonical"), "")
     address = next((a for a in (url, canonical, said.get("og:url", "")) if web(a)), "")
     titles = (said.get(name, "") for name in TITLES)
     found = {
         "title": next(filter(None, titles), "") or text_of(root, "title") or text_of(root, "h1"),
-        "date": next(dates(root, said, address), ""),
+        "date": next(dates(parts, said, address), ""),
         "page_language": language(root.get("lang") or said.get("content-language") or said.get("og:locale") or ""),
         "url": address,
     }
@@ -50,14 +53,14 @@ def text_of(root: etree._Element, tag: str) -> str:
     return "" if element is None else " ".join("".join(element.itertext()).split())
 
 
-def dates(root: etree._Element, said: dict[str, str], address: str) -> Iterator[str]:
+def dates(parts: dict[str, list[etree._Element]], said: dict[str, str], address: str) -> Iterator[str]:
     """The likeliest first."""
     for name in DATES:
         yield from day(DAY.match(said.get(name, "")))
-    for element in root.iter("script"):
+    for element in parts["script"]:
         if element.get("type") == "application/ld+json" and (found := LINKED_DATA_DATE.search(element.text or "")):
             yield from day(DAY.match(found[1]))
-    for element in root.iter("time"):
+    for element in parts["time"]:
         yield from day(DAY.match(element.get("datetime", "")))
     yield from day(PATH_DAY.search(urlsplit(address).path))
 

@@ -4,7 +4,6 @@ import base64
 import binascii
 import gzip
 import json
-import re
 import tokenize
 from collections import Counter
 from collections.abc import Iterator
@@ -16,11 +15,9 @@ from typing import Any, Literal, NamedTuple
 from athanor.corpus.docstrings import Docstring, docstrings
 from athanor.corpus.documents import FILENAME, UNDETERMINED, Document, documents_of
 from athanor.corpus.extract import decode_html
-from athanor.corpus.files import LONGEST, Input, decode, naming, size_of
+from athanor.corpus.files import LONGEST, Input, decode, naming, parsed, size_of
 from athanor.corpus.normalize import rare
 from athanor.errors import UserError
-
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Source:
@@ -224,25 +221,20 @@ class Records(Source):
             for key, text in zip(self.text_keys, texts):
                 if not isinstance(text, str):
                     raise UserError(f"{where}: field {key!r} is {type(text).__name__}, not text; set another text_key.")
-            return mended("\n\n".join(texts)), {}
+            return "\n\n".join(texts), {}
         encoded = record.get(f"{self.html_key}_b64")
         if encoded is None:
-            return mended(field(record, self.html_key, where)), {"format": "html"}
+            markup = field(record, self.html_key, where)
+            if not isinstance(markup, str):
+                kind = type(markup).__name__
+                raise UserError(f"{where}: field {self.html_key!r} is {kind}, not markup; set another html_key.")
+            return markup, {"format": "html"}
         try:
             data = base64.b64decode(encoded, validate=True)
         except (binascii.Error, TypeError, ValueError):
             raise UserError(f"{where}: field '{self.html_key}_b64' is not base64; mend the record.") from None
         text, charset = decode_html(data)
         return text, {"format": "html", "charset": charset}
-
-
-def mended(text: str) -> str:
-    """Without the half pairs that JSON can spell; to encode is the fastest way to see that there are none."""
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return SURROGATE.sub("\ufffd", text)
 
 
 def field(record: dict, key: str, where: str) -> Any:
@@ -277,7 +269,7 @@ class JsonLines(Records):
         if not line.strip():
             return None
         try:
-            record = json.loads(decode(line, file.path, offset))
+            record = parsed(line, file.path, offset)
         except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"{file.path}, line {number}: not JSON ({error}); mend or remove the line.") from None
         if not isinstance(record, dict):

@@ -132,6 +132,24 @@ class Data(LightningDataModule):
         """Samples of "train" or "validation", none longer than the model's `context`."""
         raise NotImplementedError
 
+    def check(self, model: Any) -> None:
+        """Holds the samples against the model, before any is read.
+
+        Raises:
+            UserError: the model has too few ids, or positions.
+        """
+        pieces, needed = self.tokenizer.vocabulary_size, self.vocabulary_size
+        if needed > model.vocabulary_size:
+            raise UserError(
+                f"The tokenizer has {pieces} pieces{' and the data sentinels besides' * (needed > pieces)} but the "
+                f"model only {model.vocabulary_size}; set model.vocabulary_size={needed}."
+            )
+        if self.sample_tokens and self.sample_tokens > model.context:
+            raise UserError(
+                f"data.sequence_length={self.sample_tokens} exceeds the model's context of {model.context}; lower it "
+                "or raise model.context."
+            )
+
     def attach(self, plan: BatchPlan, context: int) -> None:
         """Opens both splits, so that every complaint about the data comes before the first step."""
         plan.check()

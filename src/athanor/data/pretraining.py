@@ -92,11 +92,6 @@ class PretrainingData(Data):
         return self.sequence_length
 
     def open(self, split: Split, context: int) -> PackedRows:
-        if self.sequence_length > context:
-            raise UserError(
-                f"data.sequence_length={self.sequence_length} exceeds the model's context of {context}; "
-                "lower it or raise model.context."
-            )
         shards = Shards(self.shards, split)
         if len(shards.tokens) <= self.sequence_length and (split == "train" or len(shards)):
             kind = "training" if split == "train" else "validation"

@@ -10,6 +10,7 @@ from athanor.algorithms.ppo import PPO
 from athanor.batches import PackedBatch, PreferenceBatch, PromptBatch, SupervisedBatch
 from athanor.data.plan import BatchPlan
 from athanor.errors import UserError
+from athanor.planning.errors import NoPlanError
 
 KINDS = {
     "athanor.data.pretraining.PretrainingData": "rows",
@@ -47,7 +48,7 @@ def shape_of(config: dict[str, Any], context: int, length: int | None) -> Shape:
     data = config["data"]
     kind = KINDS.get(data["_target_"])
     if kind is None:
-        raise UserError(f"there is no plan for batches of {data['_target_']}; there is for {', '.join(KINDS)}")
+        raise NoPlanError(f"there is no plan for batches of {data['_target_']}; there is for {', '.join(KINDS)}")
     if kind == "rows":
         if length not in (None, data["sequence_length"]):
             raise UserError(f"--length {length} contradicts data.sequence_length={data['sequence_length']}; set that")

@@ -8,6 +8,7 @@ float32 parameters, so the low-precision copies that the backward pass needs are
 from typing import Any, NamedTuple
 
 from athanor.errors import UserError
+from athanor.planning.errors import NoPlanError
 from athanor.planning.live import ACTIVATIONS, FROZEN, GRADIENTS, OPTIMIZER, WEIGHTS, WORKING
 
 BUCKET = 500_000_000  # elements: DeepSpeed's own reduce_bucket_size
@@ -124,7 +125,7 @@ def layout_of(strategy: Any, devices: int) -> Layout:
         if name == "single" and devices > 1:
             raise UserError(f"strategy=single trains on one device, but the cluster has {devices}; choose another")
     if not kind:
-        raise UserError(f"there is no plan for strategy {name}; there is for auto, {', '.join((*NAMES, *CLASSES))}")
+        raise NoPlanError(f"there is no plan for strategy {name}; there is for auto, {', '.join((*NAMES, *CLASSES))}")
     if devices == tensor:
         return Layout("single", devices, tensor)
     return Layout(kind, devices, tensor, groups, offload, stages, turns)

@@ -10,6 +10,7 @@ from typing import Any
 from athanor.config import Experiment
 from athanor.errors import UserError
 from athanor.models import ARCHITECTURE
+from athanor.planning.errors import NoPlanError
 
 LOAD = "athanor.models.load"
 SPLIT = ("heads", "kv_heads", "hidden")
@@ -47,7 +48,7 @@ def described(run: str, upstream: dict[str, Experiment]) -> dict[str, Any]:
     parent = upstream.get(run)
     if parent is None or not isinstance(parent.config.get("model"), dict):
         name = parent.name if parent else run
-        raise UserError(f"{name} holds no model that could be planned with; name a training run, or finish it first")
+        raise NoPlanError(f"{name} holds no model that could be planned with; name a training run, or finish it first")
     return dict(resolved(parent.config["model"], upstream))
 
 
@@ -70,7 +71,7 @@ def one_of(config: dict[str, Any], parts: int) -> dict[str, Any]:
         own["head_width"] = own.get("head_width") or own["width"] // own["heads"]
         kind = own.get("feedforward") or {}
         if isinstance(kind, list) or kind.get("hidden"):
-            raise UserError("tensor parallelism is planned for one kind of feed-forward layer, sized by model.hidden")
+            raise NoPlanError("tensor parallelism is planned for one kind of feed-forward layer, sized by model.hidden")
         own["hidden"] = own.get("hidden") or default_hidden(own["width"], kind.get("activation", "swiglu"))
         for key in SPLIT:
             if own[key] % parts:

@@ -15,6 +15,7 @@ from athanor.errors import UserError
 from athanor.float8 import beyond
 from athanor.planning import machines, models, step
 from athanor.planning.batches import Shape, shape_of
+from athanor.planning.errors import NoPlanError
 from athanor.planning.layout import SHARDED, Layout, layout_of
 from athanor.planning.machines import Machine
 from athanor.planning.step import Network
@@ -126,7 +127,7 @@ def devices_of(cluster: dict[str, Any]) -> int:
     if cluster["accelerator"] == "cpu":
         return 1
     if not torch.cuda.device_count():
-        raise UserError(f"cluster.devices={devices} are those of the machine that trains; say how many to plan here")
+        raise NoPlanError(f"cluster.devices={devices} are those of the machine that trains; say how many to plan here")
     return torch.cuda.device_count()
 
 

@@ -182,9 +182,10 @@ def cast(module: nn.Module, precision: str) -> None:
 
 def stand_in(config: dict[str, Any], plan: BatchPlan) -> Any:
     """What the algorithms ask of Lightning's Trainer within a step."""
+    data = SimpleNamespace(plan=plan, sample_tokens=config["data"].get("sequence_length"))
     return SimpleNamespace(
         global_step=0, accumulate_grad_batches=plan.accumulation, world_size=plan.world_size,
-        max_steps=config["max_steps"], datamodule=SimpleNamespace(plan=plan), sanity_checking=False,
+        max_steps=config["max_steps"], datamodule=data, sanity_checking=False,
     )  # fmt: skip
 
 
