@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.reduction
 import os
 import signal
+import threading
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
 
@@ -55,6 +56,23 @@ def test_knobs_that_are_turned_already_are_not_named():
 def test_the_micro_batch_proposed_divides():
     assert "micro_batch_size=3 (now 6)" in str(explained(MemoryError(), trainer(micro=6), {"cluster": {}}))
     assert "micro_batch_size=1 (now 3)" in str(explained(MemoryError(), trainer(micro=3), {"cluster": {}}))
+
+
+def disturbed() -> None:
+    """torch's handler of SIGCHLD raises again while the first error is dealt with: here, from within a lock."""
+    try:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    except RuntimeError:
+        threading.Lock().release()
+
+
+def test_a_lost_loading_process_is_told_of_whatever_it_disturbed():
+    with pytest.raises(RuntimeError, match="unlocked") as caught:
+        disturbed()
+    found = explained(caught.value, trainer(), {"cluster": {}})
+    assert isinstance(found, LostError)
+    assert "a data-loading process of rank 1 was killed at step 12" in str(found)
+    assert explained(RuntimeError("release unlocked lock"), trainer(), {}).args == ("release unlocked lock",)
 
 
 def hand_over(there: Connection) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def explained(error: Exception, trainer: Trainer, config: dict[str, Any]) -> Exc
             f"Try, in this order: {'; '.join(remedies(trainer, config))}. The result stays the same, and the run goes "
             "on from its last checkpoint."
         )
-    if LOST_WORKER.search(said) or (isinstance(error, OSError | EOFError) and of_a_worker(error)):
+    if any(map(is_of_a_worker, before(error))):
         return LostError(
             f"a data-loading process of {rank} was killed at step {step}, for want of memory, if nobody did it: lower "
             "cluster.num_workers. The same command goes on"
@@ -47,8 +48,20 @@ def explained(error: Exception, trainer: Trainer, config: dict[str, Any]) -> Exc
     return error
 
 
-def of_a_worker(error: Exception) -> bool:
-    """Whether it came of taking a tensor from a data-loading process, which had to be there still."""
+def before(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those while which were dealt with it arose, the last first."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__context__
+
+
+def is_of_a_worker(error: BaseException) -> bool:
+    """Whether a data-loading process was killed: torch says so, from within a signal's handler and so in the middle of
+    anything; or it came of taking a tensor from that process, which had to be there still.
+    """
+    if not isinstance(error, OSError | EOFError):
+        return isinstance(error, RuntimeError) and LOST_WORKER.search(str(error)) is not None
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals.get("__name__") == "multiprocessing.resource_sharer" for frame, _ in frames)
 

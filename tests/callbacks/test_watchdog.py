@@ -98,6 +98,17 @@ def test_what_goes_on_however_slowly_is_left_alone(two):
     assert two(act) == ([0, 0], "")
 
 
+def test_what_goes_on_while_its_end_is_agreed_upon_is_left_alone(two):
+    def act(rank: int, callback: Watchdog, trainer: SimpleNamespace) -> None:
+        while not callback.leaving:
+            time.sleep(0.001)
+        for _ in range(8):
+            callback.on_train_batch_start(trainer)
+            time.sleep(SECONDS / 4)
+
+    assert two(act) == ([0, 0], "")
+
+
 def test_a_training_that_is_suspended_as_a_whole_goes_on_later(two):
     """Its time stands still too, whatever a clock says."""
 

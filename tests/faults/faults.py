@@ -7,14 +7,17 @@ be, and the run then ends with the very weights, metrics and samples of one that
 
 import argparse
 import json
+import os
 import random
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +151,27 @@ class Bench:
         self.said.close()
 
     def launch(self, words: list[str], world: int, folder: Path, fault: Any = None, **more: Any) -> dict[str, Any]:
+        self.begin(words, world, folder, fault, **more)
+        return json.loads(self.answer())
+
+    def begin(self, words: list[str], world: int, folder: Path, fault: Any = None, **more: Any) -> None:
+        """Starts the ranks; `answer` waits for their end."""
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "group").unlink(missing_ok=True)  # of those that were there before
         task = {"words": words, "world": world, "fault": fault, "folder": str(folder), "seconds": 180, **more}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.answer())
+
+    def killed(self, words: list[str], folder: Path, reached: Callable[[], bool]) -> None:
+        """Starts a training, and kills it by SIGKILL as soon as it is where it should be."""
+        assert self.process.stdout is not None
+        self.begin(words, 1, folder)
+        while not reached():
+            ended, _, _ = select.select([self.process.stdout], [], [], 0.002)
+            assert not ended, f"it ended by itself: {self.answer()} {tail(folder)}"
+        os.killpg(int((folder / "group").read_text()), signal.SIGKILL)
+        assert json.loads(self.answer())["codes"] == [-signal.SIGKILL], tail(folder)
 
     def words(self, algorithm: str, strategy: str, runs: Path, *more: str) -> list[str]:
         world = STRATEGIES[strategy]

@@ -56,6 +56,7 @@ def launch(task: dict[str, Any]) -> dict[str, Any]:
         ranks[-1].start()
         os.setpgid(ranks[-1].pid or 0, ranks[0].pid or 0)
     group, began, first_end = ranks[0].pid or 0, time.monotonic(), None
+    (Path(task["folder"]) / "group").write_text(str(group))
     forced: list[int] = []
     patience = task.get("patience", PATIENCE)
     while any(process.is_alive() for process in ranks):

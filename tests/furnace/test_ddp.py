@@ -1,6 +1,7 @@
 """Two processes on the CPU (gloo) train as one does: the same run by its fingerprint, the same losses to rounding."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from furnace_project import PROGRESS, Furnace, only, read_lines
@@ -13,16 +14,27 @@ TOLERANCE = {"loss": 1e-5, "preference_loss": 1e-5, "chosen_nll": 1e-5, "grad_no
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["pretrain", "dpo"])
-def test_two_processes_log_what_one_does(furnace: Furnace, tmp_path: Path, step: str) -> None:
-    runs = []
-    for name, execution in (("one", []), ("two", DDP)):
-        outcome = furnace.run(*furnace.command(step, tmp_path / name, *SETTINGS, "logger.every_n_steps=1", *execution))
+def test_two_processes_log_what_one_does(furnace: Furnace, bench: Any, tmp_path: Path, step: str) -> None:
+    """One command that starts the other process, as for pretraining here; or two, as torchrun starts them."""
+
+    def words(name: str, *execution: str) -> list[str]:
+        return furnace.command(step, tmp_path / name / "runs", *SETTINGS, "logger.every_n_steps=1", *execution)
+
+    ended = bench.launch(words("one"), 1, tmp_path / "one")
+    assert ended["codes"] == [0], (tmp_path / "one/said-0.txt").read_text()
+    if step == "pretrain":
+        outcome = furnace.run(*words("two", *DDP))
         assert outcome.code == 0, outcome.err
         assert outcome.out.count("finished") == 1, "rank 1 says nothing"
-        runs.append(only(tmp_path / name))
-    one, two = runs
+        assert [line for line in outcome.err.splitlines() if not PROGRESS.fullmatch(line)] == []
+    else:
+        ended = bench.launch(words("two", *DDP), 2, tmp_path / "two")
+        first, second = ((tmp_path / f"two/said-{rank}.txt").read_text() for rank in range(2))
+        assert ended["codes"] == [0, 0], first + second
+        assert first.count("finished after") == 1
+        assert second == "", "rank 1 says nothing"
+    one, two = runs = [only(tmp_path / name / "runs") for name in ("one", "two")]
     assert one.name == two.name
-    assert [line for line in outcome.err.splitlines() if not PROGRESS.fullmatch(line)] == []
 
     expected, found = (
         {

@@ -37,12 +37,17 @@ def begun(run: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+def started(runs: Path) -> list[Path]:
+    """The folders of the runs below a runs root."""
+    return [manifest.parent for manifest in runs.glob("*/*/*/manifest.json")]
+
+
 def wait(process: subprocess.Popen[str], runs: Path, reached: Callable[[Path], bool]) -> Path:
     """The folder of the one run, as soon as it is where it should be."""
     while process.poll() is None:
-        for manifest in runs.glob("*/*/*/manifest.json"):
-            if reached(manifest.parent):
-                return manifest.parent
+        for run in started(runs):
+            if reached(run):
+                return run
         time.sleep(0.002)
     pytest.fail(f"it ended by itself: {process.communicate()}")
 
@@ -86,17 +91,24 @@ def assert_same(run: Path, reference: Path) -> None:
     assert outputs == before
 
 
+def finish(bench: Any, words: list[str], folder: Path) -> str:
+    """Trains to the end; returns what it said, all attempts together."""
+    ended = bench.launch(words, 1, folder)
+    said = (folder / "said-0.txt").read_text()
+    assert ended["codes"] == [0], said
+    return said
+
+
 @pytest.fixture(scope="module")
-def reference(furnace: Furnace, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def reference(furnace: Furnace, bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The uninterrupted run of a step."""
     made: dict[str, Path] = {}
 
     def make(step: str) -> Path:
         if step not in made:
-            runs = tmp_path_factory.mktemp(f"reference-{step}")
-            outcome = furnace.run(*furnace.command(step, runs, *SLOW))
-            assert outcome.code == 0, outcome.err
-            made[step] = only(runs)
+            folder = tmp_path_factory.mktemp(f"reference-{step}")
+            finish(bench, furnace.command(step, folder / "runs", *SLOW), folder)
+            made[step] = only(folder / "runs")
             steps = [line["step"] for line in lines(made[step]) if "train/loss" in line]
             assert steps == list(range(1, STEPS + 1))
         return made[step]
@@ -106,34 +118,40 @@ def reference(furnace: Furnace, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", TRAINED)
-def test_killed_again_and_again_it_ends_the_same(furnace: Furnace, reference: Any, tmp_path: Path, step: str) -> None:
+def test_killed_again_and_again_it_ends_the_same(
+    furnace: Furnace, bench: Any, here: Any, reference: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     """Before the first checkpoint, and at a random moment after a random one; PPO, whose rollouts last 4 steps, within
     one, and where one begins.
     """
     chance = random.Random(f"killed {step}")
-    words = furnace.command(step, tmp_path, *SLOW, *(["cluster.num_workers=1"] if step == "dpo" else []))
-    stop(furnace, words, tmp_path, lambda run: begun(run) > 0, signal.SIGKILL)
-    run = only(tmp_path)
+    runs = tmp_path / "runs"
+    words = furnace.command(step, runs, *SLOW, *(["cluster.num_workers=1"] if step == "dpo" else []))
+
+    def newest() -> int:
+        return max(map(saved, started(runs)), default=0)
+
+    bench.killed(words, tmp_path, lambda: any(begun(run) for run in started(runs)))
+    run = only(runs)
     assert saved(run) == 0
     moments = [chance.choice([s for s in range(EVERY, STEPS // 2, EVERY) if s % 4])]
     moments += [chance.choice(range(36, STEPS - 6, 12))] if step == "ppo" else []
     for moment in moments:
         late = chance.uniform(0, 0.02)
 
-        def reached(run: Path, moment: int = moment, late: float = late) -> bool:
-            if saved(run) < moment:
+        def reached(moment: int = moment, late: float = late) -> bool:
+            if newest() < moment:
                 return False
             time.sleep(late)
             return True
 
-        stop(furnace, words, tmp_path, reached, signal.SIGKILL)
+        bench.killed(words, tmp_path, reached)
         assert moment <= saved(run) < STEPS
         steps = [line["step"] for line in read_lines(run / "metrics.jsonl", whole=False) if "train/loss" in line]
         assert saved(run) in steps, "what is known of a step was written before its checkpoint"
-    shown = furnace.run("runs", "--json", ATHANOR_RUNS=str(tmp_path))
-    assert '"status": "interrupted"' in shown.out
-    outcome = furnace.run(*words)
-    assert outcome.code == 0, outcome.err
+    monkeypatch.setenv("ATHANOR_RUNS", str(runs))
+    assert '"status": "interrupted"' in here("runs", "--json").out
+    finish(bench, words, tmp_path)
     assert_same(run, reference(step))
     attempts = [attempt["status"] for attempt in read_json(run / "manifest.json")["attempts"]]
     assert attempts == [*["interrupted"] * (1 + len(moments)), "finished"]
@@ -143,27 +161,28 @@ def test_killed_again_and_again_it_ends_the_same(furnace: Furnace, reference: An
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_told_to_stop_it_says_so_and_goes_on_later(
-    furnace: Furnace, reference: Any, tmp_path: Path, number: int, code: int
+    furnace: Furnace, bench: Any, reference: Any, tmp_path: Path, number: int, code: int
 ) -> None:
-    words = furnace.command("sft", tmp_path, *SLOW)
-    said = stop(furnace, words, tmp_path, lambda run: saved(run) >= 6, number)
-    run = only(tmp_path)
+    """A process of its own, as a shell starts it."""
+    words = furnace.command("sft", tmp_path / "runs", *SLOW)
+    said = stop(furnace, words, tmp_path / "runs", lambda run: saved(run) >= 6, number)
+    run = only(tmp_path / "runs")
     assert said.splitlines()[-1] == "athanor: interrupted; the same command goes on"
     assert "Traceback" not in said
     assert "KeyboardInterrupt" not in said
     manifest = read_json(run / "manifest.json")
     assert [manifest["status"], *(attempt["status"] for attempt in manifest["attempts"])] == ["interrupted"] * 2
-    outcome = furnace.run(*words)
-    assert outcome.code == 0, outcome.err
+    finish(bench, words, tmp_path)
     assert_same(run, reference("sft"))
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over(furnace: Furnace, reference: Any, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(furnace: Furnace, bench: Any, reference: Any, tmp_path: Path) -> None:
     """For the one before it, with a warning; where there is none before, for a sentence."""
-    words = furnace.command("sft", tmp_path, *SLOW, "checkpoint.keep=2")
-    stop(furnace, words, tmp_path, lambda run: saved(run) >= 9, signal.SIGKILL)
-    run = only(tmp_path)
+    runs = tmp_path / "runs"
+    words = furnace.command("sft", runs, *SLOW, "checkpoint.keep=2")
+    bench.killed(words, tmp_path, lambda: any(saved(run) >= 9 for run in started(runs)))
+    run = only(runs)
     older, newer = sorted((run / "checkpoints").glob("step-*.ckpt"))[-2:]
     os.truncate(newer, newer.stat().st_size - 1)
 
@@ -172,13 +191,13 @@ def test_a_damaged_checkpoint_is_passed_over(furnace: Furnace, reference: Any, t
     for path in (alone / older.relative_to(tmp_path)).parent.glob("step-*.ckpt"):
         if path.name != newer.name:  # one more than are kept, where the kill came before the oldest went
             path.unlink()
-    refused = furnace.run(*furnace.command("sft", alone, *SLOW))
-    assert refused.code == 2
-    assert refused.err.splitlines()[-1].startswith(f"athanor: {alone / newer.relative_to(tmp_path)} is damaged")
-    assert "Traceback" not in refused.err
+    refused = bench.launch(furnace.command("sft", alone / "runs", *SLOW), 1, alone)
+    said = (alone / "said-0.txt").read_text()
+    assert refused["codes"] == [2], said
+    assert said.splitlines()[-1].startswith(f"athanor: {alone / newer.relative_to(tmp_path)} is damaged")
+    assert "Traceback" not in said
     assert read_json(alone / run.relative_to(tmp_path) / "manifest.json")["status"] == "failed"
 
-    outcome = furnace.run(*words)
-    assert outcome.code == 0, outcome.err
-    assert f"athanor: {newer} is damaged; resuming from {older.name} instead\n" in outcome.err
+    said = finish(bench, words, tmp_path)
+    assert f"athanor: {newer} is damaged; resuming from {older.name} instead\n" in said
     assert_same(run, reference("sft"))

@@ -144,14 +144,18 @@ class Watchdog(Callback):
         return said, turns + 1
 
     def leave(self, others: dict[int, tuple[dict[str, Any], int]]) -> None:
-        """Does not return."""
-        self.leaving = True
+        """Returns only if this rank has gone on meanwhile."""
+        self.leaving, stood = True, self.passed
         faulthandler.dump_traceback(self.stacks)
         for _ in range(SILENT):  # so that all ranks do the same
             self.beats += 1
             self.tell()
             time.sleep(self.turn)
             others = {rank: self.heard(rank, others[rank]) for rank in others}
+            if self.passed != stood:
+                self.leaving = False
+                log.info("nothing happened for %g s; it goes on after all", self.seconds)
+                return
         silent = [rank for rank, (_, turns) in others.items() if turns >= SILENT and rank != self.rank]
         answering = [rank for rank in others if rank not in silent]
         node = others[self.rank][0].get("node")
