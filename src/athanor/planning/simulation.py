@@ -25,7 +25,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from athanor import config as configs
-from athanor import strategies
 from athanor.algorithms.base import Algorithm
 from athanor.config import Experiment, build
 from athanor.data.plan import BatchPlan
@@ -36,7 +35,7 @@ from athanor.planning.batches import Shape, shape_of
 from athanor.planning.layout import Layout, layout_of
 from athanor.planning.live import BLOCK, GATHERED, GRADIENTS, Live, Moment
 from athanor.planning.plan import batch_plan, context_of, devices_of
-from athanor.strategies import FSDP2
+from athanor.strategies import FSDP2, fsdp2
 
 KINDS = {"allgather": "all-gather", "all_gather": "all-gather", "reduce_scatter": "reduce-scatter",
          "allreduce": "all-reduce", "all_reduce": "all-reduce"}  # fmt: skip
@@ -139,7 +138,7 @@ def group(rank: int, ranks: int) -> Iterator[None]:
         raise UserError("a simulation needs a process that takes part in no training")
     dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
     apart = (
-        (strategies, "init_device_mesh"), (DeviceMesh, "__init__"), (DeviceMesh, "_concatenate"),
+        (fsdp2, "init_device_mesh"), (DeviceMesh, "__init__"), (DeviceMesh, "_concatenate"),
         (ShardingPropagator, "_propagate_tensor_meta_non_cached"),  # on whole tensors of its own
     )  # fmt: skip
     try:
