@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from corpus_harness import CHINESE, ENGLISH, document
 from athanor.corpus.classifier import Classified, TrainClassifier
 from athanor.corpus.documents import write_documents
 from athanor.corpus.perplexity import Perplexity, Scorer
-from athanor.corpus.spelling import Spelling
+from athanor.corpus.spelling import CLAUSES, Spelling
+from athanor.corpus.tokenizer import Tokenizer, TrainTokenizer
 from athanor.errors import UserError
 
 
@@ -138,12 +140,62 @@ def test_words_of_a_field_are_right_and_a_model_chooses(tmp_path):
     step.corrections["wolrd"] = ["world", "would"]
 
     class Knows:
-        def bits(self, text):
-            return (len(text) - 9 * ("he would go" in text) - 5 * ("the world" in text)), 1
+        def bits_of_each(self, texts):
+            return [len(text) - 29 * ("he would go" in text) - 25 * ("the world" in text) for text in texts]
 
     step.scorer = Knows()
     assert (
         step.apply(document("See. he wolrd go. In the wolrd.", language="en")).text == "See. he would go. In the world."
     )
-    step.scorer.bits = lambda text: (0 if "wolrd" in text else 1, 1)
-    assert step.apply(document("The wolrd.", language="en")).text == "The wolrd."
+    gain = 15.0
+    step.scorer.bits_of_each = lambda texts: [gain * ("wolrd" in text) for text in texts]
+    assert step.apply(document("The wolrd.", language="en")).text == "The wolrd.", "gains no more than the margin"
+    gain = 15.1
+    assert step.apply(document("The wolrd.", language="en")).text != "The wolrd."
+    with pytest.raises(UserError, match="margin -1 must not be negative"):
+        Spelling(model="run", margin=-1)
+
+
+def test_many_texts_at_once_cost_what_each_costs():
+    """Padding to the longest of a batch changes nothing."""
+    texts = ["aab", "", "abababa", "b", *["aabb"] * 40]
+    scorer = scored(Scorer("run"))
+    assert scorer.bits_of_each(texts) == pytest.approx([scorer.bits(text)[0] for text in texts], rel=1e-5)
+    assert scorer.bits_of_each(["a" * 30]) == pytest.approx([7 + math.log2(6)], rel=1e-5), "cut at the context of 8"
+
+
+class Bigrams(torch.nn.Module):
+    """The probability of each token behind each in a text, with one in a hundred for all others together."""
+
+    context = 256
+
+    def __init__(self, ids, size):
+        super().__init__()
+        counts = torch.full((size, size), 1e-2 / size)
+        for first, second in pairwise(ids):
+            counts[first, second] += 1
+        self.logits = (counts / counts.sum(1, keepdim=True)).log()
+
+    def forward(self, tokens_BT):
+        return self.logits[tokens_BT]
+
+
+def test_chinese_characters_of_one_sound_are_told_apart_by_a_model(job, tmp_path):
+    pytest.importorskip("pypinyin")
+    (tmp_path / "texts").mkdir()
+    shuffled = ("".join(random.Random(n).sample(CHINESE, len(CHINESE))) for n in range(200))
+    write_documents(tmp_path / "texts" / "documents.jsonl.zst", (document(t, str(n)) for n, t in enumerate(shuffled)))
+    tokenizer = Tokenizer(job("tokenizer", TrainTokenizer(str(tmp_path / "texts"), 500)))
+    step = Spelling(model="run")
+    step.scorer.tokenizer = tokenizer
+    clauses = [found[0] for found in CLAUSES.finditer(CHINESE)]
+    known = [i for text in clauses for i in (tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id)]
+    step.scorer.model = Bigrams(known, tokenizer.vocabulary_size)
+    slips = CHINESE.replace("农夫", "农父").replace("事情", "是情")
+    (result,) = step([document(slips, language="zh")])
+    assert result.text == CHINESE
+    assert step.counts == {"characters corrected": 2}
+    assert step.apply(document(CHINESE, language="zh")).text == CHINESE
+    assert Spelling().apply(document(slips, language="zh")).text == slips, "not without a model"
+    step.margin = 1000.0
+    assert step.apply(document(slips, language="zh")).text == slips

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,17 @@ def test_what_is_no_tokenizer(tmp_path, shared):
 def test_coverage_out_of_range():
     with pytest.raises(UserError, match=r"character_coverage 0\.5 must lie between"):
         TrainTokenizer("x", 1000, character_coverage=0.5)
+
+
+def test_spans_say_which_characters_a_token_stands_for(tokenizer):
+    """Of a rare character, which is bytes, each byte the same one."""
+    text = "狐狸 fox  农夫龘，\n\tdog 😀"
+    spans = tokenizer.spans(text)
+    assert [index for index, _, _ in spans] == tokenizer.encode(text)
+    assert spans[-1][2] == len(text)
+    assert sum(text[begin:end] == "龘" for _, begin, end in spans) == 3
+    for index, begin, end in spans:
+        if index not in tokenizer.bytes and index not in tokenizer.meta_space:
+            assert text[begin:end].strip() in tokenizer.piece(index)
+    assert all(b[1] in (a[1], a[2]) for a, b in pairwise(spans))
+    assert [(begin, end) for _, begin, end in tokenizer.spans("狐\u2581狸")][-4:] == [(1, 2)] * 3 + [(2, 3)]

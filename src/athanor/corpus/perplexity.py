@@ -15,6 +15,8 @@ from athanor.corpus.steps import Step
 from athanor.corpus.tokenizer import FILENAME, Tokenizer
 from athanor.errors import UserError
 
+ROWS = 32  # texts that are read at once
+
 
 class Scorer:
     """Args:
@@ -60,6 +62,32 @@ class Scorer:
                 piece = torch.tensor([ids[start : start + context + 1]])
                 nats -= float(token_logps(self.model(piece[:, :-1]), piece[:, 1:]).sum())
         return nats / math.log(2), size
+
+    def bits_of_each(self, texts: list[str]) -> list[float]:
+        """Of short texts, many at a time: those of `bits`, but of as many tokens as the context holds."""
+        import torch
+
+        from athanor.functional import IGNORED, token_logps
+
+        context = int(self.model.context)
+        rows = [
+            [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.eos_id][: context + 1]
+            for text in texts
+        ]
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+        found = [0.0] * len(rows)
+        for start in range(0, len(order), ROWS):
+            numbers = order[start : start + ROWS]
+            longest = len(rows[numbers[-1]])
+            tokens_BT = torch.tensor([rows[n] + [self.tokenizer.eos_id] * (longest - len(rows[n])) for n in numbers])
+            labels_BT = tokens_BT[:, 1:].clone()
+            for row, number in enumerate(numbers):
+                labels_BT[row, len(rows[number]) - 1 :] = IGNORED
+            with torch.inference_mode():
+                nats_B = -token_logps(self.model(tokens_BT[:, :-1]), labels_BT).sum(-1)
+            for number, nats in zip(numbers, nats_B.tolist()):
+                found[number] = nats / math.log(2)
+        return found
 
 
 class Perplexity(Step):

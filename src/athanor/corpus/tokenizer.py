@@ -10,6 +10,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cached_property
 from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
@@ -111,6 +112,37 @@ class Tokenizer:
             else:
                 plain.append(index)
         return text + self.processor.decode(plain)
+
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """(id, begin, end) of the characters that each token of `encode` stands for, of the bytes of one all the same.
+
+        Up to the first token that is not spelt as the text is.
+        """
+        found: list[tuple[int, int, int]] = []
+        position = written = 0  # written: bytes of the character at `position`
+        for index in self.encode(text):
+            if self.processor.is_byte(index) and position < len(text):
+                found.append((index, position, position + 1))
+                written += 1
+                if written == len(text[position].encode("utf-8", "replace")):
+                    position, written = position + 1, 0
+                continue
+            piece = self.piece(index).replace(META_SPACE, " ")
+            if not text.startswith(piece, position):
+                piece = piece.lstrip(" ")
+            if written or not text.startswith(piece, position):
+                break
+            found.append((index, position, position + len(piece)))
+            position += len(piece)
+        return found
+
+    @cached_property
+    def beginnings(self) -> dict[str, list[int]]:
+        """Character -> ids of the pieces that begin with it."""
+        found: dict[str, list[int]] = {}
+        for index in range(self.vocabulary_size):
+            found.setdefault(self.piece(index).lstrip(META_SPACE)[:1], []).append(index)
+        return found
 
     def piece(self, index: int) -> str:
         """What the vocabulary shows for an id, spaces as U+2581."""
