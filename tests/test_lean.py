@@ -14,8 +14,20 @@ print(bool(RequirementCache("packaging")), package_available("scipy"), bool(Requ
 import torch, torchmetrics
 print(float(torchmetrics.MeanMetric()(torch.tensor([1.0, 3.0]))))
 """
+NAMED = """
+import sys
+from athanor import lean
+with lean.imports({"callbacks": {"_target_": "torchmetrics.text.bert.BERTScore"}}):
+    import torchmetrics
+print("scipy.signal" in sys.modules)
+"""
 
 
 def test_lightning_comes_without_plots_and_transformers_and_all_else_finds_them() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.splitlines() == ["[]", "True True True", "2.0"]
+
+
+def test_what_an_experiment_names_has_all_it_wants() -> None:
+    done = subprocess.run([sys.executable, "-c", NAMED], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "True\n"

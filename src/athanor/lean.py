@@ -15,14 +15,17 @@ UNUSED = ("matplotlib", "scipy", "transformers")
 
 
 @contextmanager
-def imports() -> Iterator[None]:
+def imports(config: object = None) -> Iterator[None]:
     """Torchmetrics, where it is first imported within, takes these packages for not installed, and for good. It asks
     lightning_utilities, one of whose two functions is private: where a later release has no such, all is imported.
+
+    Args:
+        config: of an experiment; where it names a metric of torchmetrics, all is imported too.
     """
     from lightning_utilities.core import imports as asked
 
     find, version = getattr(asked, "package_available", None), getattr(asked, "_version", None)
-    if "torchmetrics" in sys.modules or find is None or version is None:
+    if "torchmetrics" in sys.modules or find is None or version is None or "torchmetrics." in str(config):
         yield
         return
 

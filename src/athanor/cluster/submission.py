@@ -61,13 +61,13 @@ def prepare(verb: str, name: str, overrides: Sequence[str]) -> Submission | None
     settings = settings_of(experiment)
     if store.is_finished(experiment):
         return None
-    check(experiment, upstream=())
     for job in jobs.live(Path(experiment.config["paths"]["runs"])):
         if experiment.directory in job.makes:
             raise UserError(
                 f"job {job.id} ({job.state.lower()}) is for {name}/{experiment.fingerprint} already: see "
                 f"`athanor jobs`, or end it with `athanor cancel {job.id}`"
             )
+    check(experiment, upstream=())
     script = "train" if verb == "train" else "prepare"
     words = (*([verb] if verb != script else []), f"experiment={name}", *overrides)
     return compose(experiment, words, script, settings, overrides)

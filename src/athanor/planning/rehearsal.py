@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from athanor import lean
 from athanor.config import Experiment, build
 from athanor.errors import UserError
 from athanor.planning.errors import NoPlanError
@@ -40,7 +41,8 @@ def rehearse(experiment: Experiment) -> None:
 def _rehearse_with_lightning(config: dict[str, Any], with_data: bool) -> None:
     from torch._subclasses import FakeTensorMode
 
-    from athanor import strategies, train
+    with lean.imports(config):
+        from athanor import strategies, train
     from athanor.callbacks.checkpoints import Checkpoints
     from athanor.data.plan import BatchPlan
     from athanor.planning.layout import layout_of

@@ -243,7 +243,7 @@ def _attempt(experiment: Experiment, progress: Progress, force: bool, callbacks:
 
 def _job(experiment: Experiment, context: RunContext) -> dict[str, float]:
     if experiment.kind == "train":
-        with lean.imports() if "torchmetrics." not in str(experiment.config) else contextlib.nullcontext():
+        with lean.imports(experiment.config):
             from athanor.train import fit
         return fit(experiment, context)
     from athanor.config import build
