@@ -46,7 +46,8 @@ launch() {
             "${inside[@]}" "${ATHANOR_PYTHON:-$python}" -m athanor "$@"
         status=$?
         [ ! -e "$ATHANOR_HUNG" ] || { rm -f "$ATHANOR_HUNG"; status=75; break; } # ranks that did not answer were killed
-        [ $status -gt 128 ] && [ $status != 143 ] && [ $deaths -lt "${ATHANOR_RETRIES:-0}" ] && still_runs || break
+        case $status in 138 | 143) status=75 ;; esac # killed by USR1 or TERM: told to stop before it handled them, even by bash
+        [ $status -gt 128 ] && [ $deaths -lt "${ATHANOR_RETRIES:-0}" ] && still_runs || break
         echo "athanor: killed by signal $((status - 128)); going on ($((++deaths)) of $ATHANOR_RETRIES)" >&2
     done
     case $status in

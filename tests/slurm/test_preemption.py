@@ -143,6 +143,26 @@ def test_signals_before_the_first_step_do_not_kill_it(rehearsal: Rehearsal, clus
 
 
 @together
+def test_killed_by_a_notice_it_goes_back_into_the_queue(
+    rehearsal: Rehearsal, cluster: Cluster, tmp_path: Path
+) -> None:
+    """As where the signal comes before the task's first command, which ignores it, has run."""
+    real = rehearsal.environment["ATHANOR_PYTHON"]
+    killed = "import os, signal; signal.signal(signal.SIGUSR1, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGUSR1)"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ -n "$SLURM_RESTART_COUNT" ] || exec {real} -c "{killed}"\nexec {real} "$@"\n')
+    python.chmod(0o755)
+    words = rehearsal.words(tmp_path, "max_steps=2", "validate_every_n_steps=2")
+    number = rehearsal.sbatch("slurm/train.sbatch", *words, ATHANOR_PYTHON=str(python), ATHANOR_RETRIES="2")
+    wait_until(lambda: int(cluster.job(number)["Restarts"]) == 1, 120, "the requeue")
+    job = cluster.wait(number)
+    said = rehearsal.said(number)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said
+    assert "User defined signal 1" in said
+    assert "going on (1 of 2)" not in said, "in a job that ends, tasks must not begin again"
+
+
+@together
 def test_requeues_are_bounded_and_it_says_so(rehearsal: Rehearsal, cluster: Cluster, tmp_path: Path) -> None:
     number = rehearsal.sbatch("slurm/train.sbatch", *rehearsal.words(tmp_path), ATHANOR_REQUEUES="0")
     run = wait_for_step(tmp_path, 5)
