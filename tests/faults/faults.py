@@ -41,7 +41,7 @@ SETTINGS = [
     f"validate_every_n_steps={VALIDATES}", "schedule.warmup_steps=2", "precision=32-true", "cluster.accelerator=cpu",
 ]  # fmt: skip
 ADAMW = ["optimizer=adamw", "~optimizer.matrix_lr"]  # where the experiment has Muon
-HANG_SECONDS = 10
+HANG_SECONDS = 20
 SAID = {  # by a rank at least, and how the ranks may end; None: killed
     "terminate": ("saved at step", {143}),
     "stop": ("does not answer (stopped)", {75, -6, -9}),
