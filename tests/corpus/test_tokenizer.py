@@ -12,7 +12,7 @@ import pytest
 from corpus_harness import CHINESE, ENGLISH, Context, Outputs, document
 
 from athanor.corpus.documents import write_documents
-from athanor.corpus.tokenizer import SPECIAL, Tokenizer, TrainTokenizer, fraction
+from athanor.corpus.tokenizer import LONGEST_WORD, MANY, SPECIAL, Tokenizer, TrainTokenizer, fraction, parsed
 from athanor.errors import UserError
 
 CODE = "def f(x):\n\tif x:\n        return x  # 12345\n\n\n" * 3
@@ -115,6 +115,43 @@ def test_batches_and_threads_change_nothing(tokenizer):
     single = [tokenizer.encode(text) for text in TEXTS]
     assert tokenizer.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS, threads=2) == single
     assert tokenizer.encode_batch([]) == []
+
+
+def test_word_by_word_the_ids_are_those_of_the_whole_text(tokenizer):
+    rng = random.Random(3)
+    alphabet = [*"ab ▁\n\t\x00<|>1狐é😀", "  ", "<|end|>", "<0x41>", " the", "quick ", "敏捷", " 的", "\u3000", "\u00a0"]
+    texts = [*TEXTS, *("".join(rng.choices(alphabet, k=rng.randint(0, 60))) for _ in range(3000))]
+    texts += [" ".join(rng.choices(ENGLISH.split(), k=50)) for _ in range(50)]
+    assert sum(map(len, texts)) > MANY
+    whole = [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch(texts) == tokenizer.encode_batch(texts, threads=2) == whole
+    bpe = parsed(tokenizer.model.read_bytes()).trainer_spec.model_type == 2
+    assert (tokenizer.words is not None) == bpe
+    if bpe:
+        assert "brown" in "".join(tokenizer.words)
+        assert max(map(len, tokenizer.words)) <= LONGEST_WORD
+
+
+def test_models_whose_pieces_reach_over_words_are_encoded_as_a_whole(tokenizer, tmp_path):
+    proto = parsed(tokenizer.model.read_bytes())
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    known = {piece.piece: piece for piece in proto.pieces}
+
+    def words(**normalizer) -> object:
+        for name, value in normalizer.items():
+            setattr(proto.normalizer_spec, name, value)
+        (tmp_path / "changed.model").write_bytes(proto.SerializeToString())
+        return Tokenizer(tmp_path / "changed.model").words
+
+    assert words() is not None
+    assert words(add_dummy_prefix=True) is None
+    assert words(add_dummy_prefix=False, remove_extra_whitespaces=True) is None
+    assert words(remove_extra_whitespaces=False) is not None
+    for piece in ("of▁the", "\n\n", "}\n"):
+        known["z"].piece = piece
+        assert words() is None, piece
+    known["z"].piece, known["z"].type = "z", known["z"].USER_DEFINED
+    assert words() is None
 
 
 def test_it_has_learnt_words(tokenizer):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +33,10 @@ META_SPACE = "▁"  # U+2581, in which SentencePiece writes spaces
 LINE_BREAK = re.compile(f"[\n\t{META_SPACE}]")
 ASCII = "".join(map(chr, range(0x21, 0x7F)))  # pieces whatever the coverage: digits above all
 SURROGATE = re.compile("[\ud800-\udfff]")
+WORD = re.compile(r" *[^ \n\t]+| +|[\n\t]+")  # a text is its words, one after the other
+ACROSS = re.compile(f"[^{META_SPACE}]{META_SPACE}|.[\n\t]|[\n\t].", re.DOTALL)  # a piece that reaches beyond a word
+MANY = 20_000  # characters of a batch from which on its words are told apart
+MOST_WORDS, LONGEST_WORD = 1 << 18, 40  # held, in characters
 MEASURED = 2_000_000  # bytes of text in each language on which compression is measured
 
 
@@ -79,8 +84,13 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str], threads: int = 1) -> list[list[int]]:
         parts = [text.split(META_SPACE) for text in texts]
+        flat = [part for split in parts for part in split]
+        words = self.words if sum(map(len, flat)) >= MANY else None
         try:
-            encoded = iter(self.processor.encode([part for split in parts for part in split], num_threads=threads))
+            if words is None:
+                encoded = iter(self.processor.encode(flat, num_threads=threads))
+            else:
+                encoded = iter(words.encode(flat, threads))
         except (RuntimeError, TypeError):
             if any(map(SURROGATE.search, texts)):
                 raise UserError("a text has half of a surrogate pair, which nothing can write; mend it.") from None
@@ -137,6 +147,17 @@ class Tokenizer:
         return found
 
     @cached_property
+    def words(self) -> "Words | None":
+        """What encodes word by word, with the same ids; None where the model is not known to allow it."""
+        proto = parsed(self.model.read_bytes())
+        trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+        changed = normalizer.precompiled_charsmap or normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces
+        if trainer.model_type != trainer.BPE or trainer.treat_whitespace_as_suffix or changed:
+            return None
+        across = any(piece.type == piece.USER_DEFINED or ACROSS.search(piece.piece) for piece in proto.pieces)
+        return None if across else Words(self.processor)
+
+    @cached_property
     def beginnings(self) -> dict[str, list[int]]:
         """Character -> ids of the pieces that begin with it."""
         found: dict[str, list[int]] = {}
@@ -147,6 +168,44 @@ class Tokenizer:
     def piece(self, index: int) -> str:
         """What the vocabulary shows for an id, spaces as U+2581."""
         return self.processor.id_to_piece(int(index))
+
+
+class Words(dict[str, list[int]]):
+    """The ids of words met before, for most words of a text have been: texts with spaces encode twice as fast.
+
+    Merges of byte-pair encoding meet where a piece could be made of both sides. Where no piece of the vocabulary has
+    a space after another character, none can be made across the beginning of a word, and each encodes alone as it
+    does in the text. A unigram model adds up scores along the whole text, whose rounding decides between equals.
+    """
+
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor):
+        super().__init__()
+        self.processor = processor
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self.processor.encode(word)
+        if len(self) < MOST_WORDS and len(word) <= LONGEST_WORD:
+            self[word] = ids
+        return ids
+
+    def encode(self, texts: list[str], threads: int = 1) -> list[list[int]]:
+        """Those with few spaces, such as Chinese ones, as a whole."""
+        spaced = [text.count(" ") * 16 > len(text) for text in texts]
+        whole = [text for text, known in zip(texts, spaced) if not known]
+        others = iter(self.processor.encode(whole, num_threads=threads))
+        return [
+            list(chain.from_iterable(map(self.__getitem__, WORD.findall(text)))) if known else next(others)
+            for text, known in zip(texts, spaced)
+        ]
+
+
+def parsed(model: bytes) -> Any:
+    """A SentencePiece model as its protocol buffer."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(model)
+    return proto
 
 
 def encode_in_processes(tokenizer: Tokenizer, batches: Iterable[list[str]], workers: int) -> Iterator[list[list[int]]]:

@@ -15,6 +15,7 @@ from athanor.corpus.tokenizer import (
     TrainTokenizer,
     fraction,
     measure,
+    parsed,
 )
 from athanor.errors import UserError
 
@@ -188,12 +189,3 @@ class ExtendTokenizer:
     def read(self) -> Iterator[Document]:
         for run in self.documents:
             yield from documents_of(run)
-
-
-def parsed(model: bytes) -> Any:
-    """A SentencePiece model as its protocol buffer."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    proto.ParseFromString(model)
-    return proto
