@@ -86,6 +86,38 @@ def test_in_parts_or_whole(corpus):
     assert not folder().exists(), "parts go when they are put together"
 
 
+COMPARING = """
+    - _target_: athanor.corpus.deduplicate.SimilarDuplicates
+      distance: 2
+      only: [texts, first]
+    - _target_: athanor.corpus.deduplicate.NearDuplicates
+      threshold: 0.6
+      keep: longest
+    - _target_: athanor.corpus.deduplicate.ExactDuplicates
+"""
+
+
+def test_signatures_are_made_with_the_parts(corpus, monkeypatch):
+    """And of what came from one none is computed again, but behind the step that let documents wait on disk."""
+    head, tail = EXPERIMENT.split("    - _target_: athanor.corpus.deduplicate.ExactDuplicates\n")
+    corpus.experiment(
+        "documents/parts", f"{head}    - _target_: athanor.corpus.deduplicate.ExactDuplicates{COMPARING}{tail}"
+    )
+    whole = outcome()
+    account = json.loads(whole["cleaning.json"])["steps"]
+    dropping = [step["name"] for step in account if step["dropped"]]
+    assert dropping[-3:] == ["exact duplicates", "similar documents", "near duplicates"]
+    assert outcome(SMALL, "executor.workers=2") == whole
+    executors.make_some(config.load("documents/parts", [SMALL]), 0, 1, lambda done, total: None)
+    asked = []
+    for kind in (ExactDuplicates, NearDuplicates, SimilarDuplicates):
+        real = kind.known_by
+        monkeypatch.setattr(kind, "known_by", lambda self, d, real=real: (asked.append(type(self)), real(self, d))[1])
+    assert outcome(SMALL, "executor.workers=1") == whole
+    assert set(asked) == {ExactDuplicates}
+    assert len(asked) == account[-2]["in"]
+
+
 def test_one_part_made_anywhere_is_taken_and_only_what_is_missing_is_made(corpus, monkeypatch, capsys):
     whole = outcome()
     made = []

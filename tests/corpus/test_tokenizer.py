@@ -119,7 +119,18 @@ def test_batches_and_threads_change_nothing(tokenizer):
 
 def test_word_by_word_the_ids_are_those_of_the_whole_text(tokenizer):
     rng = random.Random(3)
-    alphabet = [*"ab ▁\n\t\x00<|>1狐é😀", "  ", "<|end|>", "<0x41>", " the", "quick ", "敏捷", " 的", "\u3000", "\u00a0"]
+    alphabet = [
+        *"ab ▁\n\t\x00<|>1狐é😀",
+        "  ",
+        "<|end|>",
+        "<0x41>",
+        " the",
+        "quick ",
+        "敏捷",
+        " 的",
+        "\u3000",
+        "\u00a0",
+    ]
     texts = [*TEXTS, *("".join(rng.choices(alphabet, k=rng.randint(0, 60))) for _ in range(3000))]
     texts += [" ".join(rng.choices(ENGLISH.split(), k=50)) for _ in range(50)]
     assert sum(map(len, texts)) > MANY

@@ -22,7 +22,7 @@ import numpy as np
 from rensa import RMinHash
 
 from athanor.corpus.buckets import Buckets, Keys
-from athanor.corpus.documents import FILENAME, Document, documents_of, read_documents, write_documents
+from athanor.corpus.documents import FILENAME, Document, Keyed, documents_of, read_documents, write_documents
 from athanor.corpus.steps import Step
 from athanor.corpus.units import ngrams, units
 from athanor.errors import UserError
@@ -48,6 +48,7 @@ class Duplicates(Step):
 
     reason = "duplicate"
     alone = False
+    keyed = True
 
     def __init__(self, keep: Keep = "first", against: list[str] | None = None, only: list[str] | None = None):
         super().__init__(only)
@@ -58,14 +59,16 @@ class Duplicates(Step):
         self.earlier: int | None = None  # how many of those remembered are of an earlier corpus
         self.doubles: Counter[int] = Counter()  # of each that was kept
 
-    def known_by(self, document: Document) -> Any:
-        raise NotImplementedError
+    def key(self, document: Document) -> bytes:
+        """What it is known by; ready where it comes from a part."""
+        ready = document.keys.get(self) if isinstance(document, Keyed) else None
+        return ready or self.known_by(document)
 
-    def alike(self, key: Any) -> list[int]:
+    def alike(self, key: bytes) -> list[int]:
         """The numbers of those remembered."""
         raise NotImplementedError
 
-    def remember(self, key: Any) -> int:
+    def remember(self, key: bytes) -> int:
         """Its number, counted from 0."""
         raise NotImplementedError
 
@@ -79,7 +82,7 @@ class Duplicates(Step):
 
     def apply(self, document: Document) -> Document | str:
         earlier = self.read_earlier()
-        key = self.known_by(document)
+        key = self.key(document)
         if found := self.alike(key):
             if min(found) < earlier:
                 return "in an earlier corpus"
@@ -117,7 +120,7 @@ class Duplicates(Step):
     def gathered(self, documents: Iterable[Document], families: "Families") -> Iterator[Document]:
         for document in documents:
             if self.concerns(document):
-                key = self.known_by(document)
+                key = self.key(document)
                 found = self.alike(key)
                 number = self.remember(key)
                 families.add(number, found, self.rank(document))
@@ -188,6 +191,7 @@ class ExactDuplicates(Duplicates):
 
     name = "exact duplicates"
     reason = "exact duplicate"
+    key_bytes = 16
 
     def __init__(self, keep: Keep = "first", against: list[str] | None = None, only: list[str] | None = None):
         super().__init__(keep, against, only)
@@ -195,7 +199,7 @@ class ExactDuplicates(Duplicates):
         self.count = 0
 
     def known_by(self, document: Document) -> bytes:
-        return blake2b(" ".join(document.text.casefold().split()).encode(), digest_size=16).digest()
+        return blake2b(" ".join(document.text.casefold().split()).encode(), digest_size=self.key_bytes).digest()
 
     def alike(self, key: bytes) -> list[int]:
         return [self.seen[key]] if key in self.seen else []
@@ -241,6 +245,7 @@ class NearDuplicates(Duplicates):
         self.ngram = ngram
         self.unit: Unit = unit
         self.permutations = permutations
+        self.key_bytes = 4 * permutations
         self.seed = seed
         count = bands(threshold, permutations)
         odd = np.random.default_rng(0).integers(0, 2**63, permutations // count, np.uint64) * np.uint64(2) + np.uint64(
@@ -250,21 +255,22 @@ class NearDuplicates(Duplicates):
             permutations, "u4", lambda rows: (rows.reshape(len(rows), count, -1) * odd).sum(2, dtype=np.uint64)
         )
 
-    def known_by(self, document: Document) -> np.ndarray:
+    def known_by(self, document: Document) -> bytes:
         text = document.text.casefold()
         signature = RMinHash(self.permutations, self.seed)
         signature.update(ngrams(parts(text, self.unit), self.ngram) or [text])
-        return np.array(signature.digest(), np.uint32)
+        return np.array(signature.digest(), np.uint32).tobytes()
 
-    def alike(self, key: np.ndarray) -> list[int]:
-        found = self.index.candidates(key)
+    def alike(self, key: bytes) -> list[int]:
+        signature = np.frombuffer(key, np.uint32)
+        found = self.index.candidates(signature)
         if not found:
             return []
-        similarity = (self.index.signatures[found] == key).sum(1) / self.permutations
+        similarity = (self.index.signatures[found] == signature).sum(1) / self.permutations
         return [number for number, value in zip(found, similarity) if value >= self.threshold]
 
-    def remember(self, key: np.ndarray) -> int:
-        return self.index.add(key)
+    def remember(self, key: bytes) -> int:
+        return self.index.add(np.frombuffer(key, np.uint32))
 
 
 def bands(threshold: float, permutations: int) -> int:
@@ -285,6 +291,7 @@ class SimilarDuplicates(Duplicates):
 
     name = "similar documents"
     reason = "near duplicate"
+    key_bytes = 8
 
     def __init__(
         self,
@@ -314,18 +321,19 @@ class SimilarDuplicates(Duplicates):
         masks = np.array(chosen, np.uint64)
         return lambda rows: folded(rows & masks)
 
-    def known_by(self, document: Document) -> np.ndarray:
-        return np.array([simhash(document.text, self.ngram, self.unit)], np.uint64)
+    def known_by(self, document: Document) -> bytes:
+        return np.uint64(simhash(document.text, self.ngram, self.unit)).tobytes()
 
-    def alike(self, key: np.ndarray) -> list[int]:
-        found = self.index.candidates(key)
+    def alike(self, key: bytes) -> list[int]:
+        signature = np.frombuffer(key, np.uint64)
+        found = self.index.candidates(signature)
         if not found:
             return []
-        others, own = self.index.signatures[found, 0].tolist(), int(key[0])
+        others, own = self.index.signatures[found, 0].tolist(), int(signature[0])
         return [number for number, other in zip(found, others) if (own ^ other).bit_count() <= self.distance]
 
-    def remember(self, key: np.ndarray) -> int:
-        return self.index.add(key)
+    def remember(self, key: bytes) -> int:
+        return self.index.add(np.frombuffer(key, np.uint64))
 
 
 def tables(distance: int, count: int = 0) -> list[int]:

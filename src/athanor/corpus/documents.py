@@ -1,8 +1,9 @@
 """The document, and the file between the steps of a corpus: `documents.jsonl.zst`, one JSON object a line."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import zstandard
@@ -34,6 +35,12 @@ class Document(NamedTuple):
     def size(self) -> int:
         """Bytes of the text in UTF-8."""
         return len(self.text) if self.text.isascii() else len(self.text.encode("utf-8", "replace"))
+
+
+class Keyed(Document):
+    """A document that brings along what the next steps know it by: step -> key. A changed copy of it has none."""
+
+    keys: Mapping[Any, bytes] = MappingProxyType({})
 
 
 def write_documents(path: str | Path, documents: Iterable[Document]) -> int:

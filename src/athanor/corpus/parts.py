@@ -1,10 +1,10 @@
 """A corpus in parts, each cleaned by itself, wherever: as far as a step asks nothing but the document before it.
 
 A part is some files of one source, one after another. The steps up to the first that compares documents (duplicates,
-mixture) run on each part alone and leave two files, its documents and its account; the rest runs in one stream over
-the parts in their order. What comes out is, to the byte, what one process alone would have written, whatever the number
-of parts, of processes and of attempts: a part that was finished is kept, one that was killed left nothing and is made
-again, alone.
+mixture) run on each part alone and leave its documents, its account, and the signatures by which the next steps know
+each document, if they remove duplicates; the rest runs in one stream over the parts in their order. What comes out is,
+to the byte, what one process alone would have written, whatever the number of parts, of processes and of attempts: a
+part that was finished is kept, one that was killed left nothing and is made again, alone.
 """
 
 import hashlib
@@ -12,12 +12,13 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from athanor.corpus.documents import Document, read_documents, write_documents
+from athanor.corpus.documents import Document, Keyed, read_documents, write_documents
 from athanor.corpus.files import size_of, whole
 from athanor.corpus.sources import Source
 from athanor.corpus.steps import SAMPLES, Step
@@ -68,6 +69,11 @@ def leading(steps: Sequence[Step]) -> list[Step]:
     return list(takewhile(lambda step: step.alone, steps))
 
 
+def keyed(steps: Sequence[Step]) -> list[Step]:
+    """Those behind the leading ones that compare keys: a document comes to all of them unchanged."""
+    return list(takewhile(lambda step: step.keyed, steps[len(leading(steps)) :]))
+
+
 def flow(documents: Iterable[Document], steps: Sequence[Step], passed: list[int]) -> Iterator[Document]:
     """Documents through steps. passed: counts of those that came to each step, and to the end, [steps + 1]."""
 
@@ -80,6 +86,25 @@ def flow(documents: Iterable[Document], steps: Sequence[Step], passed: list[int]
     for position, step in enumerate(steps, 1):
         stream = counting(step(stream), position)
     return stream
+
+
+def with_keys_written(
+    documents: Iterable[Document], steps: Sequence[Step], files: Sequence[BinaryIO]
+) -> Iterator[Document]:
+    """Documents as they are, while each step's keys of those that concern it go to its file."""
+    for document in documents:
+        for step, file in zip(steps, files):
+            if step.concerns(document):
+                file.write(step.known_by(document))
+        yield document
+
+
+def with_keys_read(documents: Iterable[Document], steps: Sequence[Step], files: Sequence[BinaryIO]) -> Iterator[Keyed]:
+    for plain in documents:
+        document = Keyed(*plain)
+        concerned = [(step, file) for step, file in zip(steps, files) if step.concerns(plain)]
+        document.keys = {step: file.read(step.key_bytes) for step, file in concerned}
+        yield document
 
 
 class Account(NamedTuple):
@@ -120,7 +145,7 @@ def is_made(folder: Path, part: Part, key: str) -> bool:
 
 def make(job: "PrepareDocuments", part: Part, folder: Path, key: str) -> None:
     """Writes a part. The job is one of its own: its steps have not seen a document."""
-    source, steps = job.sources[part.source], leading(job.steps)
+    source, steps, comparing = job.sources[part.source], leading(job.steps), keyed(job.steps)
     if part.files is not None:
         source.files = list(part.files)
     incoming, passed = Counter(documents=0, bytes=0), [0] * (len(steps) + 1)
@@ -131,7 +156,11 @@ def make(job: "PrepareDocuments", part: Part, folder: Path, key: str) -> None:
             yield document
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_documents(folder / f"{part.name}.jsonl.zst", flow(read(), steps, passed))
+    with ExitStack() as stack:
+        paths = [stack.enter_context(whole(folder / f"{part.name}.{place}.keys")) for place in range(len(comparing))]
+        files = [stack.enter_context(open(path, "wb")) for path in paths]
+        stream = with_keys_written(flow(read(), steps, passed), comparing, files)
+        write_documents(folder / f"{part.name}.jsonl.zst", stream)
     told = [{"dropped": s.dropped, "samples": s.samples, "counts": s.counts, "details": s.details} for s in steps]
     account = Account(key, source.name, incoming, source.skipped, source.faults, passed, told)
     with whole(folder / f"{part.name}.json") as path:
@@ -164,9 +193,14 @@ def gather(job: "PrepareDocuments", parts: Sequence[Part], folder: Path) -> tupl
     return incoming, passed
 
 
-def documents_of(parts: Sequence[Part], folder: Path) -> Iterator[Document]:
+def documents_of(job: "PrepareDocuments", parts: Sequence[Part], folder: Path) -> Iterator[Document]:
+    """Those of all parts, in order, with their keys."""
+    comparing = keyed(job.steps)
     for part in parts:
-        yield from read_documents(folder / f"{part.name}.jsonl.zst")
+        with ExitStack() as stack:
+            paths = [folder / f"{part.name}.{place}.keys" for place in range(len(comparing))]
+            files = [stack.enter_context(open(path, "rb")) for path in paths]
+            yield from with_keys_read(read_documents(folder / f"{part.name}.jsonl.zst"), comparing, files)
 
 
 def clear(folder: Path) -> None:

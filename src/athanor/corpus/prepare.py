@@ -66,7 +66,7 @@ class PrepareDocuments:
                 run.progress.update(done, total, documents=left[0], kept=left[-1])
 
         def gathered(work: "Work") -> Iterator[Document]:
-            for document in parts.documents_of(work.parts, work.folder):
+            for document in parts.documents_of(self, work.parts, work.folder):
                 yield document
                 run.progress.update(left[0], passed[-1], documents=passed[0], kept=left[-1])
 

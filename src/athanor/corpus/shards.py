@@ -67,14 +67,16 @@ class WriteShards:
         run.progress.stage("encoding")
         tokenizer = Tokenizer(self.tokenizer)
         dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 2**16 else "<u4")
-        languages = sorted({document.language for document in self.read()})
+        spoken = set[str]()
+        total = count_documents = 0
+        for document in self.read():
+            spoken.add(document.language)
+            total += document.size
+        languages = sorted(spoken)
         if len(languages) > 255:
             raise UserError(
                 f"the documents are in {len(languages)} languages, at most 255 fit; keep fewer in DetectLanguage."
             )
-        total = count_documents = 0
-        for document in self.read():
-            total += len(document.text.encode())
         offsets: dict[str, list[int]] = {split: [0] for split in SPLITS}
         info: dict[str, list[tuple[int, int]]] = {split: [] for split in SPLITS}
 
@@ -96,7 +98,7 @@ class WriteShards:
                     tokens = np.array([tokenizer.bos_id, *ids, tokenizer.eos_id])
                     if tokens.max() > np.iinfo(dtype).max or tokens.min() < 0:
                         raise AssertionError(f"token ids of {document.id} do not fit {dtype}")
-                    split, length = self.split_of(document), len(document.text.encode())
+                    split, length = self.split_of(document), document.size
                     streams[split].write(tokens.astype(dtype).tobytes())
                     offsets[split].append(offsets[split][-1] + len(tokens))
                     info[split].append((length, languages.index(document.language)))

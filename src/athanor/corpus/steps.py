@@ -20,10 +20,14 @@ class Step:
     only: the sources that the step applies to; the documents of others pass untouched. None is all.
     alone: whether what it does with a document depends on that document alone, so that parts of a corpus can be cleaned
         apart.
+    keyed: whether it compares documents by what `known_by` makes of each alone, of `key_bytes` bytes, which parts can
+        have ready.
     """
 
     name = "step"
     alone = True
+    keyed = False
+    key_bytes = 0
 
     def __init__(self, only: list[str] | None = None):
         self.only = only
@@ -34,6 +38,10 @@ class Step:
 
     def apply(self, document: Document) -> Document | str:
         """The document to pass on, or the reason for dropping it."""
+        raise NotImplementedError
+
+    def known_by(self, document: Document) -> bytes:
+        """What the step, if it is keyed, compares of a document."""
         raise NotImplementedError
 
     def concerns(self, document: Document) -> bool:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from athanor.corpus.documents import Document, documents_of
 from athanor.corpus.tokenizer import (

@@ -8,10 +8,12 @@ block. A block holds what the memory of a process allows; duplicates across bloc
 
 import json
 import math
+import os
 import re
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -165,12 +167,17 @@ def measure(job: PrepareDocuments, budget: float) -> Sample:
 
     before, after = [0] * (len(steps) + 1), [0] * (len(job.steps) - len(steps) + 1)
     text = 0
-    with tempfile.TemporaryDirectory(prefix="athanor-") as folder:
+    with tempfile.TemporaryDirectory(prefix="athanor-") as folder, ExitStack() as stack:
         single, kept = Path(folder) / "single.jsonl.zst", Path(folder) / FILENAME
         start = time.process_time()
-        write_documents(single, parts.flow(read(), steps, before))
+        keyed = parts.keyed(job.steps)
+        keys = [stack.enter_context(tempfile.TemporaryFile()) for _ in keyed]
+        write_documents(single, parts.with_keys_written(parts.flow(read(), steps, before), keyed, keys))
         middle = time.process_time()
-        write_documents(kept, parts.flow(read_documents(single), job.steps[len(steps) :], after))
+        for file in keys:
+            file.seek(0)
+        documents = parts.with_keys_read(read_documents(single), keyed, keys)
+        write_documents(kept, parts.flow(documents, job.steps[len(steps) :], after))
         end = time.process_time()
         if before[0] < SMALLEST:
             raise UserError(
@@ -178,7 +185,8 @@ def measure(job: PrepareDocuments, budget: float) -> Sample:
                 f"whose files have {SMALLEST}."
             )
         text = sum(document.size for document in read_documents(kept))
-        sizes = single.stat().st_size, kept.stat().st_size
+        signatures = sum(os.fstat(file.fileno()).st_size for file in keys)
+        sizes = single.stat().st_size + signatures, kept.stat().st_size
     return Sample(files, before[0], before[-1], after[-1], text, *sizes, middle - start, end - middle)
 
 
