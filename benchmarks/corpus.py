@@ -383,7 +383,7 @@ def pipeline(arguments: argparse.Namespace) -> None:
             steps = [ExtractHtml(), GopherRepetition(), GopherQuality(), C4(), FineWeb(), NearDuplicates()]
             prepared, written = Context(root / f"{number}-documents"), Context(root / f"{number}-shards")
             PrepareDocuments([JsonLines(str(source), "pages", html_key="text")], steps).run(prepared)
-            WriteShards(str(prepared.directory), str(learnt.directory), validation_fraction=0.05).run(written)
+            WriteShards(str(prepared.directory), str(learnt.directory), validation_fraction=0).run(written)
             counts["ours"].append(sum(1 for _ in read_documents(prepared.directory / FILENAME)))
 
         extractor = Trafilatura()

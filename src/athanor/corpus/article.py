@@ -33,14 +33,29 @@ SURROUNDINGS = re.compile(
     r"paginat|pager|copyright|disclaimer|hidden|(?<![a-z])meta(?![a-z])|more-?_?(?:from|on|stories|news|articles)|"
     r"most-?_?(?:read|popular|viewed)|trending|popular|outbrain|taboola|sign-?up|login|masthead|skip|timestamp|dateline|"
     r"pubdate|(?<![a-z])date(?![a-z])|credit|read-?_?(?:more|next)|also-?(?:read|like)|see-?also|topics|feedback|teaser|"
-    r"gallery|carousel|slideshow|video-|player|noprint|toc(?![a-z])|jump|gdpr|consent|edit-?section"
+    r"gallery|carousel|slideshow|video-|player|noprint|toc(?![a-z])|jump|gdpr|consent|edit-?section|live-?list|"
+    r"(?:article|content|text|body)[-_]right(?![a-z])"
 )
 BODY = re.compile(
-    r"(?:arti(?:cle)?|entry|post|story|news)[-_]*(?:inner[-_]*)?(?:body|content|text)(?![a-z])|body[-_]?content",
+    r"(?:arti(?:cle)?|entry|post|story|news)[-_]*(?:inner[-_]*)?(?:body|content|text)(?![a-z]|[-_]right)|body[-_]?content",
     re.IGNORECASE,
 )
 ROLES = frozenset(("navigation", "complementary", "contentinfo", "banner", "search", "dialog"))
 END = re.compile(r"[.!?。！？…;；:：][\"'”’」』)）\]]*$")
+# A line of a Chinese page that speaks of the page: its title elsewhere, who made it, what else to read, whose it is.
+CREDIT = re.compile(
+    r"[\s（(【\[]*(?:"
+    r"(?:本文)?原标题[:：]|编辑\s\S{2,4}(?:\s校对.*)?$|"
+    r"(?:责任|值班|实习|本文|执行)?(?:编辑|责编|编审|审核|校对|监制|制图|采写|撰文|供稿)\s?[:：|｜/／][^。]*$|"
+    r"(?:文章|本文|资料|图片|信息|内容)?(?:来源|图源)\s?[:：|｜][^。]{0,30}$|"
+    r"(?:图片|信息|内容|资料)均?来(?:自|源)于?[^。]{0,6}网络|"
+    r"(?:特别|免责|版权|郑重)声明[:：]|版权所有|关键词\s*[:：>]|"
+    r"(?:更多)?(?:推荐|相关|延伸|精彩)(?:阅读|新闻|资讯|内容|专题)[:：]?$|"
+    r"(?:点击)?进入专题|相关(?:新闻|资讯)请关注|更多(?:猛料|精彩)|"
+    r".{0,60}(?:(?:扫|按|关注).{0,12}二维码|二维码.{0,6}关注|ICP[备证]|公网安备)|"
+    r".{0,60}未经(?:授权|许可|书面|允许).{0,10}(?:不得|禁止|请勿|谢绝))"
+)
+LONGEST_CREDIT = 400  # characters
 WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 HIDDEN = re.compile(r"<(?:!--|(script|style|svg)\b([^>]*)(?<!/)>)", re.IGNORECASE)
 length = etree.XPath("string-length(normalize-space(.))")
@@ -250,9 +265,16 @@ class Page:
             elif weight > 0 or (
                 passage.tag in ITEMS and weight > -len(passage.text) and 2 * passage.linked <= len(passage.text)
             ):
+                if credit(passage.text):
+                    continue
                 kept += [*headings[-2:], passage.text]
                 headings = []
         return "\n".join(kept)
+
+
+def credit(text: str) -> bool:
+    """Whether a passage speaks of the page and not of its subject."""
+    return len(text) <= LONGEST_CREDIT and not text.isascii() and CREDIT.match(text) is not None
 
 
 def weigh(passage: Passage) -> float:
