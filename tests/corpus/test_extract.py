@@ -72,6 +72,40 @@ def test_a_body_that_is_shared_from():
     assert ExtractHtml().apply(document(page, format="html")).text == CHINESE + CHINESE
 
 
+CREDITS = """
+（原标题：狐狸跳过了狗）
+【编辑：姚昊】
+责任编辑：霍琦
+编辑 刘晓阳 校对 李铭
+（资料来源：参考消息、海外网等）
+图片均来自网络
+特别声明：以上内容为用户上传并发布，本平台仅提供信息存储服务。
+更多猛料！欢迎扫描左方二维码关注官方微信
+推荐阅读
+未经授权不得转载。
+京ICP证140141号 京公网安备 11000002002023号
+版权所有：地理学会
+""".split("\n")[1:-1]
+SUBJECTS = """
+他的责任是编辑报纸，来源是一个谜。
+二维码是一种条码，人们用手机扫描它。
+未经授权的人走进了房间。
+来源于自然的颜色，画家最喜欢。
+这本书的作者：他一生写了三十部小说。
+推荐阅读这本书的人很多。
+""".split("\n")[1:-1]
+
+
+def test_lines_of_chinese_pages_that_speak_of_the_page():
+    body = "".join(f"<p>{text}</p>" for text in (CREDITS[0], CHINESE, *SUBJECTS, CHINESE[::-1], *CREDITS[1:]))
+    live = f"<div class='article-content-right'><ul><li>{CHINESE}网友提问</li></ul></div>"
+    page = f"<body><div class='article-content'><div class='left'>{body}</div>{live}</div></body>"
+    (result,) = ExtractHtml()([document(page, format="html")])
+    assert result.text.split("\n") == [CHINESE, *SUBJECTS, CHINESE[::-1]]
+    (kept,) = ExtractHtml()([document(page.replace("article-content-right", "main-right"), format="html")])
+    assert "网友提问" in kept.text, "a name that is as good for the article itself"
+
+
 def test_a_name_of_surroundings_on_most_of_the_page_is_ignored():
     page = (
         f"<div class='with-sidebar'><p>{ENGLISH}</p><div class='sidebar'><p>Read this next. It is fun.</p></div></div>"

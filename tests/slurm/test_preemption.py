@@ -143,9 +143,7 @@ def test_signals_before_the_first_step_do_not_kill_it(rehearsal: Rehearsal, clus
 
 
 @together
-def test_killed_by_a_notice_it_goes_back_into_the_queue(
-    rehearsal: Rehearsal, cluster: Cluster, tmp_path: Path
-) -> None:
+def test_killed_by_a_notice_it_goes_back_into_the_queue(rehearsal: Rehearsal, cluster: Cluster, tmp_path: Path) -> None:
     """As where the signal comes before the task's first command, which ignores it, has run."""
     real = rehearsal.environment["ATHANOR_PYTHON"]
     killed = "import os, signal; signal.signal(signal.SIGUSR1, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGUSR1)"

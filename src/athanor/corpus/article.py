@@ -293,7 +293,9 @@ def weigh(passage: Passage) -> float:
 
 def tree(markup: str) -> etree._Element | None:
     """None where there is no element."""
-    parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
+    parser = etree.HTMLParser(
+        encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True, collect_ids=False
+    )
     try:
         return etree.fromstring(without_scripts(markup.replace("\0", "")).encode("utf-8", "replace"), parser)
     except etree.XMLSyntaxError:

@@ -78,6 +78,7 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+BUFFER = 1 << 20  # bytes read at a time: web pages are long lines
 LONGEST = 1 << 28  # bytes of a line that are held in memory
 
 
@@ -115,12 +116,12 @@ class Input:
     def __init__(self, path: str | Path):
         self.path = path
         with naming(path):
-            self.raw: BinaryIO = open_remote(str(path)) if remote(path) else open(path, "rb")  # noqa: SIM115
+            self.raw: BinaryIO = open_remote(str(path)) if remote(path) else open(path, "rb", BUFFER)  # noqa: SIM115
         self.stream: BinaryIO | gzip.GzipFile = self.raw
         if str(path).endswith(".gz"):
             self.stream = gzip.GzipFile(fileobj=self.raw)
         elif str(path).endswith(".zst"):
-            self.stream = io.BufferedReader(ZstandardReader(self.raw), 1 << 20)
+            self.stream = io.BufferedReader(ZstandardReader(self.raw), BUFFER)
 
     @property
     def position(self) -> int:

@@ -131,7 +131,7 @@ def numbers(words: Iterator[str] | tuple[str, ...]) -> np.ndarray:
     return np.array(sorted(map(number, words)), np.uint64)
 
 
-STOP, UNSPACED_STOP_NUMBERS = list(numbers(ENGLISH_STOP)), numbers(UNSPACED_STOP)
+STOP, UNSPACED_STOP_NUMBERS = list(numbers(ENGLISH_STOP)), frozenset(numbers(UNSPACED_STOP).tolist())
 SHORT_WHOLE_NUMBERS = list(numbers(SHORT_WHOLE))
 ABBREVIATION_NUMBERS = numbers(name[:-1] for name in ABBREVIATIONS)
 
@@ -210,7 +210,7 @@ class Words:
         self.alphabetic = int(np.count_nonzero(told & 1))
         self.unspaced = 2 * sum(unspaced for _, _, unspaced in chunks) > self.count - self.marks
         if self.unspaced:
-            self.stop = int(np.count_nonzero(np.isin(UNSPACED_STOP_NUMBERS, self.numbers)))
+            self.stop = len(UNSPACED_STOP_NUMBERS.intersection(self.numbers.tolist()))
         else:
             self.stop = sum(bool((self.numbers == word).any()) for word in STOP)
 
