@@ -85,7 +85,7 @@ CREDITS = """
 未经授权不得转载。
 京ICP证140141号 京公网安备 11000002002023号
 版权所有：地理学会
-""".split("\n")[1:-1]
+""".strip().splitlines()
 SUBJECTS = """
 他的责任是编辑报纸，来源是一个谜。
 二维码是一种条码，人们用手机扫描它。
@@ -93,7 +93,7 @@ SUBJECTS = """
 来源于自然的颜色，画家最喜欢。
 这本书的作者：他一生写了三十部小说。
 推荐阅读这本书的人很多。
-""".split("\n")[1:-1]
+""".strip().splitlines()
 
 
 def test_lines_of_chinese_pages_that_speak_of_the_page():
