@@ -3,7 +3,8 @@
     pip install -e '.[peers]'        # or --peers FOLDER, made by pip install --target FOLDER ...
     python benchmarks/corpus.py [--data DIRECTORY] [--rounds 3] [--megabytes 4] [PART ...]
 
-Parts: extraction, filters, duplicates, planted, pipeline; and scale, up to a million synthetic documents, if named.
+Parts: extraction, filters, duplicates, planted, pipeline, reading; and scale, up to a million synthetic documents, if
+named.
 Sides take turns in one process and are measured in CPU seconds; a ratio is the median over the rounds. Each round has
 documents of its own and the first is not counted, so that both sides have read other text, and neither this one.
 """
@@ -24,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 from athanor.corpus.c4 import C4
@@ -438,6 +440,29 @@ def pipeline(arguments: argparse.Namespace) -> None:
         figure("pipeline_ratio", ratio(ours, peers))
 
 
+def reading(arguments: argparse.Namespace) -> None:
+    """Tokens of mapped shards as the batches of a training, rows in a random order, with documents and positions."""
+    import numpy as np
+
+    from athanor.data.pretraining import PackedRows
+
+    rng = np.random.default_rng(1)
+    with tempfile.TemporaryDirectory() as folder:
+        count = 100_000_000
+        rng.integers(0, 32_000, count, dtype=np.uint16).tofile(Path(folder) / "train.bin")
+        tokens = np.memmap(Path(folder) / "train.bin", dtype="<u2", mode="r")
+        ends = rng.integers(50, 1500, count // 500).cumsum()
+        shards = SimpleNamespace(tokens=tokens, offsets=np.concatenate([[0], ends[ends < count], [count]]))
+        for length, size in ((256, 64), (2048, 16), (8192, 8)):
+            rows = PackedRows(shards, length)
+            batches = rng.permutation(len(rows))[: 20_000_000 // length // size * size].reshape(-1, size)
+            spent = [
+                seconds(lambda rows=rows, batches=batches: [None for each in batches if rows.batch(each, each, 1)])
+                for _ in range(arguments.rounds)
+            ]
+            figure(f"reading_rows_of_{length}_tokens_per_second", batches.size * length / statistics.median(spent))
+
+
 def scale(arguments: argparse.Namespace) -> None:
     """CPU seconds and memory up to a million synthetic documents of 40 words, one in ten a near copy."""
 
@@ -463,7 +488,7 @@ def scale(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     global DATA
-    parts = {part.__name__: part for part in (extraction, filters, duplicates, planted, pipeline, scale)}
+    parts = {part.__name__: part for part in (extraction, filters, duplicates, planted, pipeline, reading, scale)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", default=[name for name in parts if name != "scale"])
     parser.add_argument("--data", type=Path, default=DATA)

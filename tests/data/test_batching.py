@@ -154,6 +154,16 @@ def test_packed_rows_lose_no_token_but_the_tail():
     assert len(PackedRows(source, 16, limit=10_000)) == len(samples)
 
 
+def test_documents_of_rows_are_those_that_their_tokens_lie_in():
+    """Of documents with no token at all, too, and of rows in any order."""
+    rng = np.random.default_rng(0)
+    for length in (2, 7, 40):
+        offsets = np.concatenate([[0], rng.integers(0, 9, 200).cumsum()])
+        samples = PackedRows(SimpleNamespace(tokens=np.zeros(offsets[-1], np.uint16), offsets=offsets), length)
+        where = samples.starts(rng.permutation(len(samples)))[:, None] + np.arange(length + 1)
+        assert (samples.documents(where) == np.searchsorted(offsets, where, "right") - 1).all()
+
+
 def test_openings_of_documents_are_their_first_tokens():
     source = shards()
     for prompt in PackedRows(source, 16).prompts(5):

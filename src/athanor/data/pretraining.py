@@ -44,7 +44,7 @@ class PackedRows:
     def batch(self, indices: np.ndarray, places: np.ndarray, normalizer: int) -> PackedBatch:
         where = self.starts(indices)[:, None] + np.arange(self.length + 1)
         tokens = self.shards.tokens[where].astype(np.int64)
-        documents = np.searchsorted(self.shards.offsets, where, "right") - 1
+        documents = self.documents(where)
         starts = np.maximum(self.shards.offsets[documents], where[:, :1])
         same = documents[:, 1:] == documents[:, :-1]
         return PackedBatch(
@@ -54,6 +54,17 @@ class PackedRows:
             positions_BT=torch.from_numpy((where - starts)[:, :-1].copy()),
             normalizer=torch.tensor(normalizer),
         )
+
+    def documents(self, where: np.ndarray) -> np.ndarray:
+        """The document of each token of rows, [B, L]: of a row's first one it is looked up, the others are counted on."""
+        offsets = self.shards.offsets
+        first, last = (np.searchsorted(offsets, where[:, at], "right") - 1 for at in (0, -1))
+        counts = last - first
+        rows = np.repeat(np.arange(len(where)), counts)
+        opened = offsets[np.arange(len(rows)) + np.repeat(first + 1 - np.cumsum(counts) + counts, counts)]
+        further = np.zeros(where.shape, np.int64)
+        np.add.at(further, (rows, opened - where[rows, 0]), 1)
+        return first[:, None] + np.cumsum(further, axis=1)
 
     def prompts(self, count: int) -> list[list[int]]:
         """The openings of documents, spread over the split."""
