@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.I)
-ENCODED = 2.4e6  # bytes of text that SentencePiece encodes in a CPU second (docs/corpus.md measures tokenizers)
+ENCODED = 6.6e6  # bytes of text that become shards in a CPU second, with all that WriteShards does; measured on 2 cores
 BYTES_A_TOKEN = 3.5  # of English and Chinese at 16,384 to 32,768 pieces, docs/corpus.md
 FILLED = 0.8  # of a process' memory that comparisons may take
 SMALLEST = 200  # documents of a sample that says something
