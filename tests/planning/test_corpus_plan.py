@@ -30,7 +30,7 @@ def test_the_arithmetic_by_hand():
     assert found.factor == 1e5
     assert found.single_hours == 1e5
     assert found.compared_hours == 1e3
-    assert found.encoding_hours == pytest.approx(1e5 * 24e8 / 2.4e6 / 3600)
+    assert found.encoding_hours == pytest.approx(1e5 * 24e8 / 6.6e6 / 3600)
     assert found.core_hours == found.single_hours + found.compared_hours + found.encoding_hours
     assert found.tokens == pytest.approx(24e13 / 3.5)
     assert found.blocks == 2, "80 million documents of 896 bytes are 66.8 GiB, where 51.2 fit"
