@@ -92,7 +92,7 @@ def test_mixed_precision_is_that_of_one_process(furnace: Furnace, tmp_path: Path
          "strategy.replicas=2 does not divide the 3 processes"),
         (["strategy=deepspeed_zero2", "precision=bf16-true"], "precision=bf16-true is not for ZeRO"),
         (["strategy=fsdp2", "precision=16-mixed"], "precision=16-mixed is not for FSDP2"),
-        (["strategy=deepspeed_zero2", "strategy.stage=4"], "strategy.stage is 4 (int), but athanor.strategies.ZeRO takes one of 1"),
+        (["strategy=deepspeed_zero2", "strategy.stage=4"], "strategy.stage is 4 (int), but"),
         (["strategy=zero3_offload", "strategy.stage=2"], "strategy.offload=true needs strategy.stage=3"),
         (["strategy=deepspeed_zero2", "cluster.devices=2"], "MuonWithAdamW needs whole matrices"),
         (["strategy=deepspeed_zero2", "cluster.devices=2", "optimizer=lamb", "~optimizer.matrix_lr"],
