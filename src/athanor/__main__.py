@@ -1,5 +1,5 @@
 """`python -m athanor` is `athanor`."""
 
-from athanor.cli import main
+from athanor.cli import run
 
-raise SystemExit(main())
+run()

@@ -5,10 +5,14 @@ A verb is a function `do_VERB(words) -> exit code` in one of the modules of this
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from athanor import __version__, catalog, signals
 from athanor.errors import UserError
@@ -87,6 +91,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = str(error) if isinstance(error, RunFailedError) else f"{type(error).__name__}: {error}"
         _complain(error, f"{told}" if debug else f"{told} (--debug shows the traceback here)", debug)
         return 1
+
+
+def run() -> NoReturn:
+    """The program: `main`, and the end of the process.
+
+    A rank beside rank 0 ends without the interpreter's own end, in which threads of torch and gloo are now and then
+    caught by their libraries' destructors ("terminate called without an active exception"): the launcher would take
+    that for a failure and kill rank 0 while it writes the model.
+    """
+    code = main()
+    if "torch" in sys.modules and _rank() > 0:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    raise SystemExit(code)
+
+
+def _rank() -> int:
+    from athanor.runs.context import rank
+
+    return rank()
 
 
 def _dispatch(words: list[str]) -> int:
