@@ -255,3 +255,13 @@ def test_a_reader_that_leaves_early_is_no_error(project):
     command = f"{sys.executable} -m athanor --help | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "said torn down\n"), ("1", "said ")])
+def test_ranks_beside_the_first_end_without_the_interpreters_own_end(rank, said):
+    """What they have said is written, and their exit code is kept."""
+    code = "import atexit, sys, torch; from athanor import cli; atexit.register(print, 'torn down'); "
+    code += "cli.main = lambda: sys.stdout.write('said ') - 2; cli.run()"
+    environment = {**os.environ, "RANK": rank}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (3, said), done.stderr

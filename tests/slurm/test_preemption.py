@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def test_signalled_preempted_and_a_node_lost_it_ends_with_the_same_weights(
     It is called bash, as an interactive job is.
     """
     more = [*TWO_NODES, "cluster.num_workers=1", "checkpoint.every_n_steps=20", "cluster.slurm.partition=low"]
-    more += ["cluster.hang_seconds=60"]
+    more += ["cluster.hang_seconds=60", "cluster.slurm.requeues=3"]  # a hang ends it, and leaves its stacks
     more += ["cluster.slurm.options=['--exclusive','--job-name=bash']"]
     sent = rehearsal.run("submit", "train", *rehearsal.words(tmp_path, *more))
     assert sent.code == 0, sent.err
@@ -68,20 +67,18 @@ def test_signalled_preempted_and_a_node_lost_it_ends_with_the_same_weights(
     before = begun(run)
     wait_until(lambda: int(healthy.job(number)["Restarts"]) == 3, 120, "the requeue after the loss of node 2")
     assert healthy("up", "2").returncode == 0
-    assert healthy.wait(number)["JobState"] == "COMPLETED", log.read_text()
-    said = log.read_text()
-    hung = said.count("athanor: no progress for")
-    if hung:  # seen once, on a busy machine, some seconds after the node was back; it must cost no more than a restart
-        warnings.warn(f"the training hung {hung} times: {said}", stacklevel=1)
-    assert healthy.job(number)["Restarts"] == str(3 + hung)
+    job = healthy.wait(number)
+    assert job["JobState"] == "COMPLETED", "\n".join(p.read_text() for p in (log, *sorted(run.glob("watch/*.txt"))))
+    assert healthy.job(number)["Restarts"] == "3"
 
     assert_same(run, undisturbed(2))
     made = attempts(run)
-    assert [attempt["slurm"]["restarts"] for attempt in made] == list(range(4 + hung))
+    assert [attempt["slurm"]["restarts"] for attempt in made] == [0, 1, 2, 3]
     assert [attempt["status"] for attempt in made[:2]] == ["interrupted"] * 2
-    assert made[-1]["status"] == "finished"
+    assert made[3]["status"] == "finished"
     assert 0 < made[1]["from_step"] < made[2]["from_step"] < made[3]["from_step"] < STEPS
     assert made[3]["from_step"] in (before // 20 * 20, before // 20 * 20 - 20)
+    said = log.read_text()
     assert said.count("athanor: SIGUSR1: saved at step") == 1, "one rank speaks"
     assert said.count("athanor: SIGTERM: saved at step") == 1
 

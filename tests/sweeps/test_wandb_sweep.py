@@ -141,10 +141,12 @@ def server(monkeypatch, tmp_path):
 
 
 def read_back(folder):
-    """Of each offline run: its config, summary, and whether it ended well."""
-    found = {}
-    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+    """Of each offline run, in order: its config, summary, and whether it ended well."""
+    found, begun = {}, []
+    for path in folder.glob("wandb/offline-run-*/run-*.wandb"):  # whose names know seconds only
         records = stored(path)
+        begun.append((next(r.run.start_time.ToNanoseconds() for r in records if r.HasField("run")), path, records))
+    for _, path, records in sorted(begun, key=lambda one: one[0]):
         config = {k: v for r in records if r.HasField("run") for k, v in items(r.run.config.update).items()}
         config |= {k: v for r in records if r.HasField("config") for k, v in items(r.config.update).items()}
         summary = {k: v for r in records if r.HasField("summary") for k, v in items(r.summary.update).items()}
@@ -165,7 +167,7 @@ def test_agents_train_what_the_server_says_and_tell_what_came_of_it(valley, serv
     assert yaml.safe_load(asked[0][1]["config"])["parameters"]["job.kind"] == {"values": ["flat", "deep"]}
     assert asked[1][1] | {"host": ""} == {"host": "", "entityName": "lab", "projectName": "athanor", "sweep": "abc123"}
     runs = read_back(tmp_path)
-    assert sorted(runs) == ["run0", "run1"]
+    assert list(runs) == ["run1", "run0"]
     assert runs["run1"][2] == [1], "it failed, and W&B knows"
     config, summary, codes = runs["run0"]
     assert (config["job.x"], config["job.kind"], codes) == (0.3, "flat", [0])

@@ -107,8 +107,10 @@ class Algorithm(LightningModule):
         try:
             optimizer = self.make_optimizer(chosen)
         except (TypeError, ValueError) as error:  # what torch's own constructors, called only now, refuse
-            if isinstance(error, TypeError) and "required positional argument" not in str(error):
-                raise
+            if isinstance(error, TypeError):
+                if "required positional argument" not in str(error):
+                    raise
+                raise UserError(f"optimizer: {error}; give it a value, as optimizer.NAME=VALUE.") from error
             raise UserError(str(error) if str(error).startswith("optimizer") else f"optimizer: {error}") from error
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_factor", 1.0) * group.get("width_factor", 1.0)
